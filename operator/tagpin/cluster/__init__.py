@@ -1,0 +1,1 @@
+"""The cluster edge: Kubernetes, through kopf and the API client."""

@@ -1,0 +1,1 @@
+"""The registry edge: OCI distribution over HTTP."""
