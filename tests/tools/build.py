@@ -109,7 +109,7 @@ MODULES = (
         name="crane",
         source="github.com/google/go-containerregistry",
         programs={"crane": "github.com/google/go-containerregistry/cmd/crane"},
-        stamps={"github.com/google/go-containerregistry/cmd/crane/cmd.Version": "{version}"},
+        stamps={},
     ),
     Module(
         name="distribution",

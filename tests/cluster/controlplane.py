@@ -1,0 +1,368 @@
+"""A real Kubernetes control plane on this machine, without containers and without root.
+
+etcd, kube-apiserver, kube-controller-manager and kube-scheduler are what they are in any cluster.
+kwok stands in for the kubelets: it reports pods as running, or jobs as completed, and pulls and
+runs nothing.
+
+Nothing here knows pytest: the demo and the benchmarks use the same class.
+"""
+
+import base64
+import http.client
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cluster.authority import Authority, write_private_key
+from cluster.programs import (
+    LOOPBACK,
+    ProgramError,
+    Running,
+    executable,
+    free_ports,
+    lost_the_port,
+)
+
+KWOK_STAGES = Path(__file__).with_name("kwok") / "stages.yaml"
+PROGRAMS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kwok",
+    "kubectl",
+)
+
+# Far above what one machine can do: a limit of the client would be measured instead of the server.
+UNLIMITED = ("--kube-api-qps=5000", "--kube-api-burst=10000")
+
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
+
+
+class KubectlError(Exception):
+    """kubectl ended with an error; the message is what it said."""
+
+
+class ControlPlane:
+    """A control plane of its own: ports, certificates and data are shared with nothing.
+
+    Any number of them run side by side. `start` returns when pods can be created; `stop` ends
+    the programs and removes all data. Its programs die with the thread that called `start`.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: bool = True,
+        nodes: int = 3,
+        api_server_flags: Sequence[str] = (),
+    ) -> None:
+        """Prepare one; `nodes=0` leaves kwok out, so that pods stay pending."""
+        self._with_scheduler = scheduler
+        self._nodes = nodes
+        self._api_server_flags = tuple(api_server_flags)
+        self._programs: list[Running] = []
+        self._folder = Path()
+        self._port = 0
+        self._kubeconfigs: dict[tuple[str, tuple[str, ...]], Path] = {}
+
+    # Its life
+
+    def start(self) -> Self:
+        """Start everything. ProgramError carries the last log lines of what did not start."""
+        for attempts_left in (2, 1, 0):
+            try:
+                self._start()
+            except BaseException as error:
+                self.stop()
+                if not (attempts_left and isinstance(error, ProgramError) and lost_the_port(error)):
+                    raise
+            else:
+                break
+        return self
+
+    def stop(self) -> None:
+        """End the programs, clients first, and remove all data."""
+        while self._programs:
+            self._programs.pop().stop()
+        if self._folder != Path():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = Path()
+        self._kubeconfigs.clear()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Program name → process id."""
+        return {running.name: running.pid for running in self._programs}
+
+    # How to reach it
+
+    @property
+    def url(self) -> str:
+        return f"https://{LOOPBACK}:{self._port}"
+
+    @property
+    def ca_file(self) -> Path:
+        """The authority of the API server, as a PEM file."""
+        return self.authority.certificate
+
+    @property
+    def ca_data(self) -> str:
+        """The same in base64, as kubeconfigs and webhook configurations want it."""
+        return _base64(self.ca_file)
+
+    def kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
+        """A kubeconfig whose client certificate says `user`, member of `groups`."""
+        key = (user, tuple(groups))
+        if key not in self._kubeconfigs:
+            issued = self.authority.issue(user, groups=groups)
+            credentials = {
+                "client-certificate-data": _base64(issued.certificate),
+                "client-key-data": _base64(issued.key),
+            }
+            self._kubeconfigs[key] = self._write_kubeconfig(credentials)
+        return self._kubeconfigs[key]
+
+    @property
+    def admin(self) -> Path:
+        """The kubeconfig of a user who may do everything."""
+        return self.kubeconfig("admin", ["system:masters"])
+
+    def token(self, namespace: str, service_account: str) -> str:
+        """A fresh token of a ServiceAccount, as a pod would find it mounted."""
+        return self.kubectl("create", "token", "-n", namespace, service_account).stdout.strip()
+
+    def kubeconfig_for_token(self, token: str) -> Path:
+        """A kubeconfig that presents `token`."""
+        return self._write_kubeconfig({"token": token})
+
+    def kubectl(
+        self,
+        *arguments: str,
+        input: str | None = None,  # noqa: A002 - as subprocess.run calls it
+        user: str | None = None,
+        kubeconfig: Path | None = None,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the real kubectl: as admin, as `user` (in no group), or with `kubeconfig`.
+
+        KubectlError carries what it said; with `check=False` the caller looks for itself.
+        """
+        config = kubeconfig or (self.kubeconfig(user) if user else self.admin)
+        done = subprocess.run(
+            [executable("kubectl"), "--kubeconfig", config, *arguments],
+            input=input,
+            env=os.environ | {"KUBECACHEDIR": str(self._folder / "kubectl"), "KUBERC": "off"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a GET request of the admin, such as get("/readyz")."""
+        connection = http.client.HTTPSConnection(
+            LOOPBACK, self._port, timeout=10, context=self._admin_tls
+        )
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def audit_events(self) -> list[dict[str, Any]]:
+        """The audit log so far: an event per request, at level Metadata, written before the answer.
+
+        https://kubernetes.io/docs/reference/config-api/apiserver-audit.v1/
+        """
+        complete, _, _ = self._audit_log.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in complete.splitlines()]
+
+    # How it starts
+
+    def _start(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="tagpin-cluster-"))
+        self._audit_log = self._folder / "audit.log"
+        self.authority = Authority(self._folder)
+        etcd_port, etcd_peer_port, self._port = free_ports(3)
+        admin = self.authority.issue("admin", groups=["system:masters"])
+        self._admin_tls = ssl.create_default_context(cafile=self.ca_file)
+        self._admin_tls.load_cert_chain(admin.certificate, admin.key)
+
+        service_account_key = self._folder / "service-accounts.key"
+        write_private_key(service_account_key, ec.generate_private_key(ec.SECP256R1()))
+
+        self._start_etcd(etcd_port, etcd_peer_port)
+        self._start_api_server(etcd_port, service_account_key)
+        controllers = self._start_controller_manager(service_account_key)
+        if self._with_scheduler:
+            self._start_scheduler()
+        if self._nodes:
+            self._start_kwok()
+        controllers.wait_until(self._admits_pods, seconds=60)
+        for running in self._programs:
+            running.must_run()
+
+    def _start_etcd(self, port: int, peer_port: int) -> None:
+        client, peer = f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{peer_port}"
+        etcd = self._run(
+            "etcd",
+            f"--data-dir={self._folder / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+        )
+        etcd.wait_until(lambda: _answers(port, "/health"), seconds=30)
+
+    def _start_api_server(self, etcd_port: int, service_account_key: Path) -> None:
+        serving = self.authority.issue("kube-apiserver", hosts=[LOOPBACK, "localhost"])
+        policy = self._folder / "audit-policy.json"
+        policy.write_text(json.dumps(AUDIT_POLICY))
+        api_server = self._run(
+            "kube-apiserver",
+            f"--etcd-servers=http://{LOOPBACK}:{etcd_port}",
+            f"--bind-address={LOOPBACK}",
+            f"--advertise-address={LOOPBACK}",
+            "--endpoint-reconciler-type=none",  # which would object to a loopback address
+            f"--secure-port={self._port}",
+            f"--tls-cert-file={serving.certificate}",
+            f"--tls-private-key-file={serving.key}",
+            f"--client-ca-file={self.ca_file}",
+            f"--service-account-key-file={service_account_key}",
+            f"--service-account-signing-key-file={service_account_key}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--authorization-mode=RBAC",
+            "--allow-privileged=true",
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={self._audit_log}",
+            "--audit-log-maxsize=10000",  # megabytes; audit_events() reads one file
+            *self._api_server_flags,
+        )
+        api_server.wait_until(self._answers_readyz, seconds=60)
+
+    def _start_controller_manager(self, service_account_key: Path) -> Running:
+        return self._run(
+            "kube-controller-manager",
+            f"--kubeconfig={self.kubeconfig('system:kube-controller-manager')}",
+            f"--service-account-private-key-file={service_account_key}",
+            f"--root-ca-file={self.ca_file}",
+            "--use-service-account-credentials",
+            "--leader-elect=false",
+            "--secure-port=0",
+            *UNLIMITED,
+        )
+
+    def _start_scheduler(self) -> None:
+        self._run(
+            "kube-scheduler",
+            f"--kubeconfig={self.kubeconfig('system:kube-scheduler')}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            *UNLIMITED,
+        )
+
+    def _start_kwok(self) -> None:
+        nodes = [_node(f"node-{number}") for number in range(1, self._nodes + 1)]
+        self.kubectl("create", "-f", "-", input=json.dumps(_list_of(nodes)))
+        self._run(
+            "kwok",
+            f"--kubeconfig={self.kubeconfig('kwok', ['system:masters'])}",
+            f"--config={KWOK_STAGES}",
+            "--manage-all-nodes=true",
+            "--node-lease-duration-seconds=40",
+            "--server-address=",  # none of its own
+        )
+
+    def _run(self, name: str, *flags: str) -> Running:
+        running = Running(name, [executable(name), *flags], log=self._folder / f"{name}.log")
+        self._programs.append(running)
+        return running
+
+    def _answers_readyz(self) -> bool:
+        return self._finds("/readyz")
+
+    def _admits_pods(self) -> bool:
+        return self._finds("/api/v1/namespaces/default/serviceaccounts/default")
+
+    def _finds(self, path: str) -> bool:
+        try:
+            status, _ = self.get(path)
+        except OSError:
+            return False
+        return status == http.HTTPStatus.OK
+
+    def _write_kubeconfig(self, credentials: dict[str, str]) -> Path:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "tests",
+            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "tests"}}],
+            "clusters": [
+                {
+                    "name": "tests",
+                    "cluster": {"server": self.url, "certificate-authority-data": self.ca_data},
+                }
+            ],
+            "users": [{"name": "tests", "user": credentials}],
+        }
+        handle, name = tempfile.mkstemp(prefix="kubeconfig-", dir=self._folder)
+        with os.fdopen(handle, "w") as file:
+            json.dump(config, file)  # JSON is YAML
+        return Path(name)
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _node(name: str) -> dict[str, Any]:
+    room = {"cpu": "1000", "memory": "1Ti", "pods": "10000"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "status": {"allocatable": room, "capacity": room},
+    }
+
+
+def _list_of(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "List", "items": list(items)}
+
+
+def _base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
