@@ -1,0 +1,80 @@
+# Everything sets itself up: Python 3.11 or newer, make and a network are enough.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+# The first Python that is new enough; `make PYTHON=/path/to/python` decides otherwise.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "tagpin needs Python 3.11 or newer; install it, or say: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "==> a virtual environment in $(VENV), from requirements/dev.txt"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: demo
+demo: $(READY) ## Show the main job, on the real control plane where `make tools` has built it
+	@$(BIN)/python tests/demo.py
+
+.PHONY: tools
+tools: $(READY) ## Build the real programs of the cluster tests into a per-user cache
+	@$(BIN)/python tests/tools/build.py
+
+.PHONY: test
+test: $(READY) tools ## Run every test
+	@$(BIN)/pytest
+
+.PHONY: unit
+unit: $(READY) ## Run the tests that need no other program
+	@$(BIN)/pytest tests/unit
+
+.PHONY: coverage
+coverage: $(READY) tools ## Run every test and say which lines none of them reached
+	@$(BIN)/coverage run -m pytest; status=$$?; $(BIN)/coverage combine --quiet; $(BIN)/coverage report --show-missing; exit $$status
+
+.PHONY: check
+check: lint types imports ## Lint, types and the layers
+
+.PHONY: lint
+lint: $(READY) ## ruff and hadolint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/hadolint Dockerfile
+
+.PHONY: types
+types: $(READY) ## mypy --strict
+	@$(BIN)/mypy
+
+.PHONY: imports
+imports: $(READY) ## Which module may import which
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(READY) ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# No header and no index: a lock file names neither a machine's path nor a registry's host.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+
+.PHONY: lock
+lock: $(READY) ## Renew the lock files: requirements/*.txt
+	$(LOCK) --upgrade pyproject.toml --output-file requirements/runtime.txt
+	$(LOCK) --upgrade pyproject.toml --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+	$(LOCK) --upgrade requirements/go.in --output-file requirements/go.txt
+
+.PHONY: clean
+clean: ## Remove what the other targets made here
+	rm -rf $(VENV) dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
