@@ -63,6 +63,11 @@ class ControlPlane:
     the programs and removes all data. Its programs die with the thread that called `start`.
     """
 
+    authority: Authority
+    """Issues its certificates, and others for tests, from `start` on."""
+    _audit_log: Path
+    _admin_tls: ssl.SSLContext
+
     def __init__(
         self,
         *,

@@ -154,10 +154,10 @@ class TokenAuth:
 
 
 class Registry:
-    """A registry program in a child process, storing on disk.
+    """A registry program in a child process.
 
-    `stop` and `start` may be called again and again; port and content stay until `close`. As a
-    context manager it starts and closes.
+    `stop` and `start` may be called again and again; the port, and what is on disk, stay until
+    `close`. As a context manager it starts and closes.
     """
 
     _scheme = "http"
@@ -314,7 +314,10 @@ class Distribution(Registry):
 
 
 class CraneRegistry(Registry):
-    """The registry of go-containerregistry, a second implementation of the protocol."""
+    """The registry of go-containerregistry, a second implementation of the protocol.
+
+    It keeps blobs on disk but manifests in memory: after `stop`, every image is gone.
+    """
 
     def _launch(self, port: int) -> Running:
         storage = self._folder / "storage"
