@@ -1,21 +1,261 @@
-"""Pull secrets: dockerconfigjson → Keychain, matched in the order of the kubelet.
+"""Pull secrets: docker configs → Keychain, matched exactly as the kubelet matches them.
 
-(kubernetes/kubernetes: pkg/credentialprovider, unchanged since 1.0)
+An image is resolved with the credentials that a node will pull it with, so even the quirks are
+the kubelet's. (kubernetes/kubernetes: pkg/credentialprovider, keyring.go and config.go)
 """
 
-from dataclasses import dataclass
+import base64
+import binascii
+import hmac
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tagpin.errors import TagpinError
+from tagpin.reference import DOCKER_HUB, Reference
+
+ANONYMOUS = "anonymous"
+"""The fingerprint of no credentials at all."""
+
+_DOCKER_HUB_KEY = "index.docker.io"
+
+
+class InvalidDockerConfig(TagpinError):
+    """The text is no docker config at all; the message repeats nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A user name and password for the registry whose key they were found under."""
+    """A user name and password for the registry whose key they were found under.
+
+    Raises ValueError for a user name that would change meaning in an HTTP header: with CR, LF,
+    NUL or `:` (RFC 7617 §2).
+    """
 
     username: str
-    password: str
+    password: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if re.search(r"[\r\n\0:]", self.username):
+            raise ValueError("the user name has a character that Basic authentication forbids")
 
 
 @dataclass(frozen=True, slots=True)
 class Keychain:
-    """Credentials from any number of docker configs."""
+    """Credentials from any number of docker configs, in the order of the configs.
+
+    `entries` are pairs of a normalised key (`host[:port][/path]`) and its credential. `skipped`
+    says, in words fit for a warning, which entries could not be used and why.
+    """
 
     entries: tuple[tuple[str, Credential], ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def from_docker_config(cls, text: str | bytes) -> Self:
+        """Read `.dockerconfigjson` (`{"auths": {…}}`) or the bare map of a `.dockercfg`.
+
+        Raises InvalidDockerConfig where the whole text is unusable; a single bad entry is only
+        `skipped`.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InvalidDockerConfig("the docker config is not valid JSON") from None
+        auths = document.get("auths", document) if isinstance(document, dict) else None
+        if not isinstance(auths, dict):
+            raise InvalidDockerConfig("the docker config holds no map of registries")
+        entries: list[tuple[str, Credential]] = []
+        skipped: list[str] = []
+        for location, entry in auths.items():
+            try:
+                entries.append((_parse_key(location), _parse_entry(entry)))
+            except ValueError as error:
+                skipped.append(f"{location[:255]!r}: {error}")
+        return cls(tuple(entries), tuple(skipped))
+
+    @classmethod
+    def merged(cls, keychains: Iterable["Keychain"]) -> Self:
+        """All credentials of `keychains`, those of the first one first."""
+        parts = tuple(keychains)
+        return cls(
+            tuple(entry for part in parts for entry in part.entries),
+            tuple(reason for part in parts for reason in part.skipped),
+        )
+
+    def __add__(self, other: "Keychain") -> "Keychain":
+        return Keychain.merged((self, other))
+
+    def candidates(self, ref: Reference) -> tuple[Credential, ...]:
+        """Every credential to try for `ref`, in the kubelet's order; empty means anonymously.
+
+        More specific keys come first, entries of one key in the order of their configs.
+        (keyring.go: BasicDockerKeyring.Lookup)
+        """
+        keys = sorted({key for key, _ in self.entries}, reverse=True)
+        matching = [key for key in keys if _key_matches(key, ref.domain, ref.path)]
+        # The kubelet's own test for Docker Hub is textual and says yes to `localhost/foo` too.
+        if not matching and ref.domain == DOCKER_HUB:
+            matching = [_DOCKER_HUB_KEY]
+        return tuple(
+            credential for wanted in matching for key, credential in self.entries if key == wanted
+        )
+
+
+def fingerprint(key: bytes, credentials: Sequence[Credential]) -> str:
+    """A name for these credentials in this order, which says nothing about them without `key`."""
+    if not credentials:
+        return ANONYMOUS
+    identity = json.dumps([[each.username, each.password] for each in credentials])
+    return hmac.digest(key, identity.encode(), "sha256").hex()
+
+
+def _parse_key(location: str) -> str:
+    """`host[:port][/path]` out of what stands in a docker config (keyring.go: Add)."""
+    rest = re.sub(r"\Ahttps?://", "", location)
+    # As Go's url.Parse: what follows # or ? is no part of the path, so `?` is no glob here.
+    rest = rest.partition("#")[0].partition("?")[0]
+    authority, slash, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    if not re.fullmatch(r"(?:[^\s\[\]:]|\[[^\s\[\]]*\])+(?::[0-9]*)?", host):
+        raise ValueError("not a registry host")
+    path = slash + path
+    if path.startswith(("/v1/", "/v2/")):  # only with the slash behind it
+        path = path[3:]
+    return host if path == "/" else host + path
+
+
+def _parse_entry(entry: Any) -> Credential:
+    """One credential; ValueError says what is wrong without repeating it (config.go)."""
+    fields = entry if isinstance(entry, dict) else {}
+    username, password, auth = (fields.get(key) or "" for key in ("username", "password", "auth"))
+    if not all(isinstance(each, str) for each in (username, password, auth)):
+        raise ValueError("a field of the entry is no text")
+    if auth:
+        username, password = _decode_auth(auth)
+    if not username and not password:
+        raise ValueError("neither auth nor username and password")
+    return Credential(username, password)
+
+
+def _decode_auth(auth: str) -> tuple[str, str]:
+    compact = "".join(auth.split())
+    try:
+        raw = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        username, colon, password = raw.decode().partition(":")
+    except (binascii.Error, ValueError):
+        raise ValueError("auth is not base64 of text") from None
+    if not colon:
+        raise ValueError("auth is not base64 of username:password")
+    return username, password
+
+
+def _key_matches(key: str, domain: str, path: str) -> bool:
+    """Whether the credential under `key` is for this image (keyring.go: URLsMatch)."""
+    authority, slash, key_path = key.partition("/")
+    glob, glob_port = _split_port(authority)
+    host, port = _split_port(domain)
+    if glob_port != port or not f"/{path}".startswith(slash + key_path):
+        return False
+    globs, labels = glob.split("."), host.split(".")
+    return len(globs) == len(labels) and all(map(glob_matches, globs, labels))
+
+
+def _split_port(authority: str) -> tuple[str, str]:
+    """Host and port as Go's net.SplitHostPort, or all of it and no port where that fails."""
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\]:([^\[\]:]*)", authority)
+    if bracketed:
+        return bracketed[1], bracketed[2]
+    host, _, port = authority.partition(":")
+    return (authority, "") if ":" in port or "[" in host else (host, port)
+
+
+@dataclass(frozen=True, slots=True)
+class _OneOf:
+    """One character of a glob: within any of the ranges, or within none of them."""
+
+    ranges: tuple[tuple[str, str], ...]
+    negated: bool = False
+
+    def matches(self, character: str) -> bool:
+        return any(low <= character <= high for low, high in self.ranges) is not self.negated
+
+
+_STAR = None
+_ANY = _OneOf((), negated=True)
+
+
+def glob_matches(pattern: str, label: str) -> bool:
+    """Go's filepath.Match for one host label; a malformed pattern matches nothing.
+
+    Backtracks to the last star only, so that a hostile pattern costs no more than
+    len(pattern) * len(label).
+    """
+    try:
+        parts = list(_parse_glob(pattern))
+    except ValueError:
+        return False
+    at = part = 0
+    star: tuple[int, int] | None = None
+    while at < len(label):
+        here = parts[part] if part < len(parts) else _OneOf(())
+        if here is _STAR:
+            star = (part, at)
+            part += 1
+        elif here.matches(label[at]):
+            at, part = at + 1, part + 1
+        elif star is not None:
+            star = (star[0], star[1] + 1)
+            part, at = star[0] + 1, star[1]
+        else:
+            return False
+    return all(rest is _STAR for rest in parts[part:])
+
+
+def _parse_glob(pattern: str) -> Iterator[_OneOf | None]:
+    """The characters of a glob, None for `*`; ValueError where Go says ErrBadPattern."""
+    characters = iter(pattern)
+    for character in characters:
+        match character:
+            case "*":
+                yield _STAR
+            case "?":
+                yield _ANY
+            case "[":
+                yield _parse_class(characters)
+            case "\\":
+                literal = _next(characters)
+                yield _OneOf(((literal, literal),))
+            case _:
+                yield _OneOf(((character, character),))
+
+
+def _parse_class(characters: Iterator[str]) -> _OneOf:
+    """What stands between `[` and `]`: `[abc]`, `[a-z0-9]`, `[^x]`."""
+    ranges: list[tuple[str, str]] = []
+    character = _next(characters)
+    negated = character == "^"
+    if negated:
+        character = _next(characters)
+    while character != "]" or not ranges:
+        low = _class_literal(character, characters)
+        high, character = low, _next(characters)
+        if character == "-":
+            high = _class_literal(_next(characters), characters)
+            character = _next(characters)
+        ranges.append((low, high))
+    return _OneOf(tuple(ranges), negated)
+
+
+def _class_literal(character: str, characters: Iterator[str]) -> str:
+    if character in "-]":
+        raise ValueError("misplaced - or ]")
+    return _next(characters) if character == "\\" else character
+
+
+def _next(characters: Iterator[str]) -> str:
+    for character in characters:
+        return character
+    raise ValueError("the pattern ends too early")

@@ -1,0 +1,289 @@
+"""The cache: fresh enough for each caller, one load per key, errors shared but not for long."""
+
+import asyncio
+import gc
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.clock import FakeClock
+from tagpin.cache import Answer, Cache, Use
+
+
+class Denied(Exception):
+    """An error that proves the value wrong."""
+
+
+class Source:
+    """Something to load from: counts, and answers when it is told to."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+        self.loads = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self) -> str:
+        self.loads += 1
+        answer = self.answers.pop(0) if self.answers else f"v{self.loads}"
+        await self.gate.wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+
+class Box:
+    """A cache, its clock and its counters."""
+
+    def __init__(
+        self, *, maxsize: int = 10, stale_for: float = 100.0, lifetime: float = 60.0
+    ) -> None:
+        self.clock = FakeClock()
+        self.uses: Counter[Use] = Counter()
+        self.cache: Cache[str, str] = Cache(
+            maxsize=maxsize,
+            clock=self.clock,
+            lifetime=lambda _: lifetime,
+            stale_for=stale_for,
+            error_age=lambda error: 10.0 if isinstance(error, Denied) else 2.0,
+            disproves=lambda error: isinstance(error, Denied),
+            observe=lambda use: self.uses.update([use]),
+        )
+
+
+async def spin() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_value_is_loaded_once_and_then_served() -> None:
+    box, source = Box(), Source()
+    assert await box.cache.get("k", source) == Answer("v1", 1000.0, Use.MISS)
+    box.clock.advance(5)
+    assert await box.cache.get("k", source) == Answer("v1", 1000.0, Use.HIT)
+    assert box.uses == {Use.MISS: 1, Use.HIT: 1}
+
+
+@pytest.mark.parametrize(("age", "use"), [(5.0, Use.HIT), (5.1, Use.MISS)])
+async def test_a_hit_is_never_older_than_the_caller_accepts(age: float, use: Use) -> None:
+    box, source = Box(), Source()
+    await box.cache.get("k", source)
+    box.clock.advance(age)
+    assert (await box.cache.get("k", source, max_age=5)).use is use
+
+
+async def test_a_value_is_as_old_as_the_start_of_its_load() -> None:
+    box, source = Box(), Source()
+    source.gate.clear()
+    slow = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    box.clock.advance(6)
+    source.gate.set()
+    assert (await slow).started == 1000.0
+    assert (await box.cache.get("k", source, max_age=5)).value == "v2"
+
+
+async def test_a_value_past_its_lifetime_is_loaded_anew_whatever_the_caller_accepts() -> None:
+    box, source = Box(lifetime=60), Source()
+    await box.cache.get("k", source)
+    box.clock.advance(60)
+    assert (await box.cache.get("k", source)).value == "v2"
+
+
+async def test_concurrent_callers_share_one_load() -> None:
+    box, source = Box(), Source()
+    source.gate.clear()
+    calls = [asyncio.create_task(box.cache.get("k", source)) for _ in range(20)]
+    await spin()
+    source.gate.set()
+    answers = await asyncio.gather(*calls)
+    assert {answer.value for answer in answers} == {"v1"}
+    assert source.loads == 1
+    assert box.uses == {Use.MISS: 1, Use.SHARED: 19}
+
+
+async def test_concurrent_callers_share_the_error_too() -> None:
+    box, source = Box(), Source(Denied())
+    source.gate.clear()
+    calls = [asyncio.create_task(box.cache.get("k", source)) for _ in range(3)]
+    await spin()
+    source.gate.set()
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(error) for error in errors] == [Denied] * 3
+    assert source.loads == 1
+
+
+async def test_a_load_that_started_too_long_ago_is_not_shared() -> None:
+    box, source = Box(), Source("before the push", "after the push")
+    source.gate.clear()
+    early = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    box.clock.advance(3)
+    late = asyncio.create_task(box.cache.get("k", source, max_age=2))
+    await spin()
+    source.gate.set()
+    assert (await early).value == "before the push"
+    assert (await late).value == "after the push"
+
+
+async def test_a_load_that_started_earlier_never_replaces_a_later_one() -> None:
+    box = Box()
+    slow, quick = Source("old"), Source("new")
+    slow.gate.clear()
+    early = asyncio.create_task(box.cache.get("k", slow))
+    await spin()
+    box.clock.advance(3)
+    assert (await box.cache.get("k", quick, max_age=0)).value == "new"
+    slow.gate.set()
+    assert (await early).value == "old"
+    assert (await box.cache.get("k", quick)).value == "new"
+
+
+async def test_a_late_failure_of_an_earlier_load_disproves_nothing() -> None:
+    box = Box()
+    slow, quick = Source(Denied()), Source("new")
+    slow.gate.clear()
+    early = asyncio.create_task(box.cache.get("k", slow))
+    await spin()
+    box.clock.advance(3)
+    await box.cache.get("k", quick, max_age=0)
+    slow.gate.set()
+    with pytest.raises(Denied):
+        await early
+    assert (await box.cache.get("k", quick)).use is Use.HIT
+
+
+async def test_a_cancelled_caller_does_not_cancel_the_load_of_the_others() -> None:
+    box, source = Box(), Source()
+    source.gate.clear()
+    first = asyncio.create_task(box.cache.get("k", source))
+    second = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    first.cancel()
+    await spin()
+    source.gate.set()
+    assert (await second).value == "v1"
+    assert first.cancelled()
+    assert source.loads == 1
+
+
+@pytest.mark.parametrize("answer", ["value", Denied()])
+async def test_a_load_that_everybody_left_fills_the_cache(answer: object) -> None:
+    box, source = Box(), Source(answer)
+    source.gate.clear()
+    only = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    only.cancel()
+    await spin()
+    source.gate.set()
+    await spin()
+    gc.collect()  # an exception that nobody retrieved would be reported here
+    again = await asyncio.gather(box.cache.get("k", source), return_exceptions=True)
+    assert source.loads == 1
+    assert isinstance(again[0], (Answer, Denied))
+
+
+async def test_an_error_is_raised_again_for_as_long_as_its_kind_allows() -> None:
+    box, source = Box(), Source(Denied(), Denied())
+    for elapsed, loads in ((0, 1), (9.9, 1), (0.1, 2)):
+        box.clock.advance(elapsed)
+        with pytest.raises(Denied):
+            await box.cache.get("k", source)
+        assert source.loads == loads
+    assert box.uses[Use.NEGATIVE] == 1
+
+
+async def test_an_error_is_subject_to_the_age_that_the_caller_accepts() -> None:
+    box, source = Box(), Source(Denied(), "pushed meanwhile")
+    with pytest.raises(Denied):
+        await box.cache.get("k", source)
+    box.clock.advance(1)
+    assert (await box.cache.get("k", source, max_age=0.5)).value == "pushed meanwhile"
+
+
+async def test_an_error_that_is_raised_often_does_not_grow() -> None:
+    box, source = Box(), Source(Denied())
+    depths = []
+    for _ in range(50):
+        with pytest.raises(Denied) as caught:
+            await box.cache.get("k", source)
+        depths.append(len(caught.traceback))
+    assert depths[-1] == depths[1]
+
+
+async def test_an_outage_leaves_the_last_known_value_to_whoever_wants_it_stale() -> None:
+    box, source = Box(lifetime=60, stale_for=100), Source("known", OSError(), OSError())
+    await box.cache.get("k", source)
+    for elapsed, known in ((61, True), (98, True), (1, False)):
+        box.clock.advance(elapsed)
+        assert (box.cache.stale("k") is not None) is known
+    assert box.uses[Use.STALE] == 2
+
+
+async def test_an_outage_does_not_hide_a_value_that_is_fresh_enough() -> None:
+    box, source = Box(), Source("known", OSError())
+    await box.cache.get("k", source)
+    box.clock.advance(3)
+    with pytest.raises(OSError):
+        await box.cache.get("k", source, max_age=1)
+    assert (await box.cache.get("k", source, max_age=60)).value == "known"
+
+
+async def test_an_error_that_disproves_the_value_makes_the_cache_forget_it() -> None:
+    box, source = Box(), Source("known", Denied())
+    await box.cache.get("k", source)
+    box.clock.advance(1)
+    with pytest.raises(Denied):
+        await box.cache.get("k", source, max_age=0)
+    assert box.cache.stale("k") is None
+
+
+async def test_the_least_recently_used_goes_first() -> None:
+    box, source = Box(maxsize=2), Source()
+    for key in ("a", "b", "a", "c"):
+        await box.cache.get(key, source)
+    assert (await box.cache.get("a", source)).use is Use.HIT
+    assert (await box.cache.get("b", source)).use is Use.MISS
+    assert len(box.cache) == 2
+
+
+async def test_what_is_forgotten_is_loaded_anew() -> None:
+    box, source = Box(), Source()
+    await box.cache.get("k", source)
+    box.cache.forget("k")
+    assert (await box.cache.get("k", source)).value == "v2"
+
+
+async def test_closing_ends_the_loads_in_flight() -> None:
+    box, source = Box(), Source()
+    source.gate.clear()
+    call = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    await box.cache.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 200), st.floats(0, 100), st.sampled_from(["value", "outage", "denial"])
+        ),
+        max_size=20,
+    )
+)
+def test_no_answer_is_ever_older_than_accepted(steps: list[tuple[float, float, str]]) -> None:
+    async def play() -> None:
+        box = Box()
+        for elapsed, max_age, outcome in steps:
+            box.clock.advance(elapsed)
+            answer = {"outage": OSError(), "denial": Denied()}.get(outcome, outcome)
+            try:
+                got = await box.cache.get("k", Source(answer), max_age=max_age)
+            except (OSError, Denied):
+                continue
+            assert box.clock() - got.started <= min(max_age, 60)
+
+    asyncio.run(play())
