@@ -177,7 +177,7 @@ def _why_missing(place: Path) -> str | None:
         return None
     try:
         return _reason_file(place).read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "not built; run `make tools`"
 
 
@@ -407,8 +407,11 @@ def main(arguments: Sequence[str]) -> int:
     if sys.platform == "win32":
         print("The programs cannot be built on Windows; use Linux, macOS or WSL.")
     else:
-        with locked(cache, report=_say):
-            build_missing(names, cache, find_go=lambda: _go_for_all(cache), report=_say)
+        try:
+            with locked(cache, report=_say):
+                build_missing(names, cache, find_go=lambda: _go_for_all(cache), report=_say)
+        except OSError as error:  # no permission, no space
+            _say(f"the cache is of no use: {error}")
     reasons = {
         name: reason for name in names if (reason := _why_missing(_place(name, cache))) is not None
     }

@@ -186,6 +186,13 @@ def test_without_any_go_the_reason_is_kept_for_every_program(machine: Machine) -
         assert build.missing(name, machine.environ) == f"{name} is missing: no network"
 
 
+def test_a_cache_that_cannot_be_written_is_named(machine: Machine) -> None:
+    machine.cache.write_text("a file, not a folder")
+    status, output = machine.run("etcd")
+    assert status == 0
+    assert f"the cache is of no use: [Errno 17] File exists: '{machine.cache}'" in output
+
+
 def test_a_mistyped_program_is_named(machine: Machine) -> None:
     status, output = machine.run("kubectrl")
     assert status == 2
