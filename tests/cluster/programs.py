@@ -4,12 +4,11 @@ Nothing here knows pytest: the demo and the benchmarks use the same classes.
 """
 
 import contextlib
-import ctypes
 import json
+import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -59,13 +58,12 @@ class Running:
         self.log = errors or log
         with log.open("ab") as output, self.log.open("ab") as error_output:
             self._process = subprocess.Popen(
-                [str(part) for part in command],
+                _dying_with_us(command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=error_output,
                 env=environ,
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends this
-                preexec_fn=_die_with_parent if _LIBC else None,  # noqa: PLW1509 - see class docstring
             )
 
     @property
@@ -107,13 +105,22 @@ class Running:
         return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
 
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
+# Run before the command, and turning into it under the same process id. (Not a preexec_fn: that
+# must not be used where threads run.)
+_LEASH = """
+import ctypes, os, signal, sys
+parent, command = int(sys.argv[1]), sys.argv[2:]
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != parent:
+    sys.exit("the parent ended first")
+os.execvp(command[0], command)
+"""
 
 
-def _die_with_parent() -> None:
-    assert _LIBC is not None
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _dying_with_us(command: Sequence[str | Path]) -> list[str]:
+    leash = [sys.executable, "-IS", "-c", _LEASH, str(os.getpid())]
+    return [*(leash if sys.platform == "linux" else []), *map(str, command)]
 
 
 def free_ports(count: int) -> list[int]:
