@@ -1,12 +1,31 @@
-"""The use case: every image of a pod becomes a digest, or says why not."""
+"""The use case: every image of a pod becomes a digest, or says why not.
 
-from dataclasses import dataclass
+The Protocols that it needs are here too; `registry` and `cluster` implement them.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from enum import StrEnum
+from typing import Any, Literal, Protocol
 
+from tagpin import workload
+from tagpin.errors import InvalidReference, Reason, Unresolvable
 from tagpin.keychain import Keychain
-from tagpin.pins import Source
+from tagpin.pins import (
+    PINS_ANNOTATION,
+    PREFIX,
+    Failure,
+    Pin,
+    Source,
+    from_annotation,
+    operations,
+    to_annotation,
+)
+from tagpin.policy import Decision, Mode, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference
+from tagpin.workload import Image, Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +47,336 @@ class Resolver(Protocol):
         with source `stale`.
         """
         ...
+
+    def recall(self, ref: Reference, keychain: Keychain) -> Resolution | None:
+        """What is remembered of `ref`, without asking anybody."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The credentials of a pod, and what was wrong with its pull secrets, by their names."""
+
+    keychain: Keychain
+    remarks: tuple[str, ...] = ()
+
+
+class PullSecrets(Protocol):
+    """Reads the pull secrets of a pod."""
+
+    async def read(self, namespace: str, names: Sequence[str], service_account: str) -> Access:
+        """Read the named Secrets; without names, those of the ServiceAccount.
+
+        Never raises for what it can't read: a remark says so, as the kubelet's Event would.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """One pod on its way into the cluster, as the API server shows it."""
+
+    mode: Mode
+    operation: Literal["CREATE", "UPDATE"]
+    namespace: str
+    pod: Pod
+    old: Pod = field(default_factory=dict)
+    subresource: str = ""
+    groups: tuple[str, ...] = ()
+    """The groups of whoever sent the pod."""
+    dry_run: bool = False
+
+
+class Result(StrEnum):
+    """What became of a pod: a closed set, for logs, metrics and the audit log."""
+
+    UNTOUCHED = "untouched"
+    PINNED = "pinned"
+    UNPINNED = "unpinned"
+    AUDITED = "audited"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer: what to write, what to say, and to whom."""
+
+    result: Result
+    pins: Mapping[str, Pin | Failure] = field(default_factory=dict)
+    """What was done about the images that this call was about, by name."""
+    operations: Sequence[Mapping[str, Any]] = ()
+    """RFC 6902 operations; empty where the pod is refused."""
+    message: str = ""
+    """Why the pod is refused, naming every bad image."""
+    warnings: tuple[str, ...] = ()
+    """For whoever runs kubectl."""
+    notices: tuple[str, ...] = ()
+    """Those of the warnings that belong on the workload too, as Events."""
+    audit: Mapping[str, str] = field(default_factory=dict)
+    """For the cluster's audit log."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the pod may enter."""
+        return self.result is not Result.REFUSED
+
+
+class Pinner:
+    """Answers admissions.
+
+    `freshness` is the age in seconds up to which a registry's answer serves another pod,
+    `budget` how long all images of a pod may take together.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        pull_secrets: PullSecrets,
+        *,
+        rules: Rules,
+        freshness: float = 5.0,
+        budget: float = 4.0,
+    ) -> None:
+        self._resolver = resolver
+        self._pull_secrets = pull_secrets
+        self._rules = rules
+        self._freshness = freshness
+        self._budget = budget
+
+    async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
+        """Decide about one pod within `budget` seconds; what can't be resolved is in the answer."""
+        if leaves_alone(
+            admission.pod,
+            mode=admission.mode,
+            namespace=admission.namespace,
+            groups=admission.groups,
+            rules=self._rules,
+        ):
+            return Verdict(Result.UNTOUCHED)
+        seconds = self._budget if budget is None else min(budget, self._budget)
+        deadline = asyncio.get_running_loop().time() + seconds
+        claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
+        settled, unsettled = self._parse(admission, claims)
+        access = Access(Keychain())
+        if unsettled:
+            access = await self._read_pull_secrets(admission, deadline)
+            async with asyncio.TaskGroup() as tasks:
+                answers = {
+                    image: tasks.create_task(
+                        self._settle(image, ref, claims.get(image.name), access, deadline)
+                    )
+                    for image, ref in unsettled.items()
+                }
+            settled |= {image: task.result() for image, task in answers.items()}
+        return _verdict(admission, settled, access.remarks)
+
+    def _parse(
+        self, admission: Admission, claims: Mapping[str, Pin | Failure]
+    ) -> tuple[dict[Image, Pin | Failure], dict[Image, Reference]]:
+        """What is known without asking anybody, and what must be asked for."""
+        settled: dict[Image, Pin | Failure] = {}
+        unsettled: dict[Image, Reference] = {}
+        for image in _subjects(admission):
+            try:
+                ref = Reference.parse(image.text)
+            except InvalidReference as error:
+                settled[image] = Failure(image.text, error.reason, str(error))
+                continue
+            if decide(ref, self._rules) is Decision.LEAVE:
+                continue
+            if restored := _restored(image, admission):
+                settled[image] = restored
+            elif ref.digest is not None and not _claims(claims.get(image.name), image):
+                settled[image] = Pin(image.text, ref.digest, Source.GIVEN)
+            else:
+                unsettled[image] = ref
+        return settled, unsettled
+
+    async def _read_pull_secrets(self, admission: Admission, deadline: float) -> Access:
+        names = workload.pull_secret_names(workload.spec(admission.pod))
+        account = workload.service_account_name(admission.pod)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._pull_secrets.read(admission.namespace, names, account)
+        except TimeoutError:
+            return Access(Keychain(), ("the pull secrets could not be read in time",))
+
+    async def _settle(
+        self,
+        image: Image,
+        ref: Reference,
+        claim: Pin | Failure | None,
+        access: Access,
+        deadline: float,
+    ) -> Pin | Failure:
+        """Find the digest of one image. A failure of one must not end the others."""
+        if ref.digest is not None:
+            return self._confirmed(claim, access) or Pin(image.text, ref.digest, Source.GIVEN)
+        try:
+            async with asyncio.timeout_at(deadline):
+                resolution = await self._resolver.resolve(
+                    ref, access.keychain, max_age=self._freshness
+                )
+        except Unresolvable as error:
+            return Failure(image.text, error.reason, str(error))
+        except TimeoutError:
+            return Failure(
+                image.text, Reason.TIMEOUT, f"{ref.domain} did not answer for {ref} in time"
+            )
+        return _kept(claim, image.text, resolution)
+
+    def _confirmed(self, claim: object, access: Access) -> Pin | None:
+        """The claim, in our own words, if the cache knows that its tag named its digest."""
+        if not isinstance(claim, Pin):
+            return None
+        try:
+            ref = Reference.parse(claim.image)
+        except InvalidReference:
+            return None
+        resolution = self._resolver.recall(ref, access.keychain)
+        if resolution is None or resolution.digest != claim.digest:
+            return None
+        return _kept(claim, claim.image, resolution)
+
+
+def _subjects(admission: Admission) -> tuple[Image, ...]:
+    """The images that this call is about: an unrelated update must never restart a container."""
+    if admission.operation == "UPDATE":
+        return workload.changed_images(admission.pod, admission.old)
+    return workload.images(admission.pod)
+
+
+def _restored(image: Image, admission: Admission) -> Pin | None:
+    """The recorded pin of an image that is put back to how its author wrote it.
+
+    Only where the pod runs exactly that pin: users can write the record, but not the past.
+    """
+    if admission.operation != "UPDATE":
+        return None
+    record = from_annotation(workload.annotations(admission.old).get(PINS_ANNOTATION))
+    pin = record.get(image.name)
+    if not isinstance(pin, Pin) or pin.image != image.text:
+        return None
+    before = {old.pointer: old.text for old in workload.images(admission.old)}
+    return pin if before.get(image.pointer) == _pinned_text(pin) else None
+
+
+def _claims(claim: object, image: Image) -> bool:
+    """Whether a record that came with the pod says how this digest got behind a tag."""
+    return isinstance(claim, Pin) and image.text == _pinned_text(claim)
+
+
+def _kept(claim: object, text: str, resolution: Resolution) -> Pin:
+    """A resolution as a pin; what an earlier pass of ours wrote about it stays as it is."""
+    pin = Pin(
+        text, resolution.digest, resolution.source, resolution.resolved_at.replace(microsecond=0)
+    )
+    if (
+        isinstance(claim, Pin)
+        and pin.source is Source.CACHE
+        and claim == replace(pin, source=Source.REGISTRY)
+    ):
+        return claim
+    return pin
+
+
+def _pinned_text(pin: Pin) -> str:
+    return f"{pin.image}@{pin.digest}"
+
+
+def _verdict(
+    admission: Admission, settled: Mapping[Image, Pin | Failure], remarks: tuple[str, ...]
+) -> Verdict:
+    """Everything that there is to say about the images of one pod."""
+    mode = admission.mode
+    failures = {image: pin for image, pin in settled.items() if isinstance(pin, Failure)}
+    pins = {image.name: pin for image, pin in settled.items()}
+    audit = _audit(admission, pins)
+    if failures and mode.refuses:
+        message = _refusal(failures, remarks)
+        audit["result"] = Result.REFUSED
+        return Verdict(Result.REFUSED, pins, message=message, notices=(message,), audit=audit)
+    images = {
+        image.pointer: _pinned_text(pin)
+        for image, pin in settled.items()
+        if mode.writes_images
+        and isinstance(pin, Pin)
+        and pin.source is not Source.GIVEN
+        and image.text == pin.image
+    }
+    if mode is Mode.AUDIT:
+        result = Result.AUDITED
+    elif failures:
+        result = Result.UNPINNED
+    else:
+        result = Result.PINNED if images else Result.UNTOUCHED
+    audit["result"] = result
+    notices = tuple(_notices(mode, settled)) + (remarks if failures else ())
+    return Verdict(
+        result,
+        pins,
+        operations=operations(admission.pod, images, _annotations(admission, pins)),
+        warnings=(*notices, *_previews(mode, settled)),
+        notices=notices,
+        audit=audit,
+    )
+
+
+def _annotations(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dict[str, str | None]:
+    """What must become of every `tagpin.dev/` annotation.
+
+    On UPDATE those of the old pod stand; on CREATE nothing that came along does. The API
+    server drops changes of metadata on `pods/ephemeralcontainers`.
+    """
+    if admission.subresource:
+        return {}
+    old = workload.annotations(admission.old)
+    ours = [
+        key for key in (*workload.annotations(admission.pod), *old) if str(key).startswith(PREFIX)
+    ]
+    wanted: dict[str, str | None] = {key: old.get(key) for key in ours}
+    record = {**from_annotation(old.get(PINS_ANNOTATION)), **pins}
+    if record:
+        wanted[PINS_ANNOTATION] = to_annotation(record)
+    return wanted
+
+
+def _audit(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dict[str, str]:
+    """What this call did, for the cluster's audit log."""
+    audit = {"mode": admission.mode.value}
+    if pins:
+        audit["pins"] = to_annotation(pins)
+    if revision := workload.revision(admission.pod):
+        audit["revision"] = str(revision)
+    return audit
+
+
+def _refusal(failures: Mapping[Image, Failure], remarks: tuple[str, ...]) -> str:
+    count = "1 image" if len(failures) == 1 else f"{len(failures)} images"
+    reasons = [_reproach(image, failure) for image, failure in failures.items()]
+    return "; ".join([f"{count} cannot be pinned: {reasons[0]}", *reasons[1:], *remarks])
+
+
+def _notices(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
+    """What is not as it should be, for the user and for the workload."""
+    for image, pin in settled.items():
+        if isinstance(pin, Failure):
+            outcome = "runs as written, unpinned" if mode.writes_images else "could not be pinned"
+            yield f"{_reproach(image, pin)}: it {outcome}"
+        elif pin.source is Source.STALE:
+            yield (
+                f"{image.place}: the registry of {pin.image} is down: the digest known since "
+                f"{pin.to_json()['resolvedAt']} is used"
+            )
+
+
+def _previews(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
+    """What `audit` would have done."""
+    if mode is Mode.AUDIT:
+        for image, pin in settled.items():
+            if isinstance(pin, Pin) and pin.source is not Source.GIVEN:
+                yield f"{image.place}: {pin.image} would be pinned to {pin.digest}"
+
+
+def _reproach(image: Image, failure: Failure) -> str:
+    return f"{image.place}: {failure.message} ({failure.reason})"

@@ -1,6 +1,20 @@
-"""What is recorded about a pod's images, and how it gets onto the pod."""
+"""What is recorded about a pod's images, and the operations that put it onto the pod."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
+
+from tagpin import workload
+from tagpin.errors import InvalidReference, Reason
+from tagpin.reference import Digest
+
+PREFIX = "tagpin.dev/"
+PINS_ANNOTATION = f"{PREFIX}pins"
+MAX_ANNOTATION = 64 * 1024
+"""Bytes of one record: the API server refuses pods with more than 256 KiB of annotations."""
 
 
 class Source(StrEnum):
@@ -12,3 +26,116 @@ class Source(StrEnum):
     SIBLINGS = "siblings"
     STALE = "stale"
     GIVEN = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An image as its author wrote it, and the digest that it is to run as.
+
+    `resolved_at` is when the registry said so (UTC), None for a digest that came with the pod.
+    """
+
+    image: str
+    digest: Digest
+    source: Source
+    resolved_at: datetime | None = None
+
+    def to_json(self) -> dict[str, str]:
+        """The entry of the annotation."""
+        entry = {"image": self.image, "digest": str(self.digest), "source": self.source.value}
+        if self.resolved_at is not None:
+            entry["resolvedAt"] = f"{self.resolved_at:%Y-%m-%dT%H:%M:%SZ}"
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that has no digest, and why not. The message is not recorded: it may be long."""
+
+    image: str
+    reason: Reason
+    message: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The entry of the annotation."""
+        return {"image": self.image, "reason": self.reason.value}
+
+
+Pins = Mapping[str, Pin | Failure]
+"""What is recorded, by the name of the container, or by `volume/NAME`."""
+
+
+def to_annotation(pins: Pins, limit: int = MAX_ANNOTATION) -> str:
+    """Compact JSON for `tagpin.dev/pins`; entries that would exceed `limit` bytes are left out."""
+    entries: list[str] = []
+    size = len("{}")
+    for name, pin in pins.items():
+        entry = f"{_json(name)}:{_json(pin.to_json())}"
+        size += len(entry) + len(",")
+        if size > limit:
+            break
+        entries.append(entry)
+    return "{" + ",".join(entries) + "}"
+
+
+def from_annotation(text: object) -> dict[str, Pin | Failure]:
+    """Read a record back. Users can write it: what is no entry of ours is passed over."""
+    if not isinstance(text, str) or len(text) > MAX_ANNOTATION:
+        return {}
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(entries, dict):
+        return {}
+    parsed = {name: _entry(entry) for name, entry in entries.items()}
+    return {name: entry for name, entry in parsed.items() if entry is not None}
+
+
+def operations(
+    pod: workload.Pod, images: Mapping[str, str], annotations: Mapping[str, str | None]
+) -> list[dict[str, str | dict[str, str]]]:
+    """The RFC 6902 operations that write `images` (JSON pointer → image) and `annotations`.
+
+    An annotation of None is removed. What the pod has already is not written again, so that a
+    second pass over our own output is empty.
+    """
+    changes: list[dict[str, Any]] = [
+        {"op": "replace", "path": pointer, "value": text} for pointer, text in images.items()
+    ]
+    present = workload.annotations(pod)
+    wanted = {key: value for key, value in annotations.items() if value is not None}
+    if not isinstance(pod.get("metadata"), Mapping):
+        if wanted:
+            changes.append({"op": "add", "path": "/metadata", "value": {"annotations": wanted}})
+        return changes
+    if not present:
+        if wanted:
+            changes.append({"op": "add", "path": "/metadata/annotations", "value": wanted})
+        return changes
+    for key, value in annotations.items():
+        path = f"/metadata/annotations/{key.replace('~', '~0').replace('/', '~1')}"
+        if value is None:
+            if key in present:
+                changes.append({"op": "remove", "path": path})
+        elif present.get(key) != value:
+            changes.append({"op": "add", "path": path, "value": value})
+    return changes
+
+
+def _entry(entry: Any) -> Pin | Failure | None:
+    match entry:
+        case {"image": str(image), "digest": str(digest), "source": str(source)}:
+            try:
+                when = entry.get("resolvedAt")
+                resolved_at = datetime.fromisoformat(when).astimezone(UTC) if when else None
+                return Pin(image, Digest.parse(digest), Source(source), resolved_at)
+            except (InvalidReference, ValueError, TypeError, OverflowError):
+                return None
+        case {"image": str(image), "reason": str(reason)} if reason in {*Reason}:
+            return Failure(image, Reason(reason))
+    return None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

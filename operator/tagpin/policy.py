@@ -1,0 +1,99 @@
+"""Which images must become digests, and what happens where one can't."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tagpin import workload
+from tagpin.errors import ConfigurationError, InvalidReference
+from tagpin.reference import Reference
+
+OPT_OUT_LABEL = "tagpin.dev/pin"
+OPT_OUT_VALUE = "disabled"
+
+
+class Mode(StrEnum):
+    """The value of a namespace's label `tagpin.dev/mode`, known from the path that was called."""
+
+    AUDIT = "audit"
+    PIN = "pin"
+    ENFORCE = "enforce"
+
+    @property
+    def writes_images(self) -> bool:
+        """Whether the pod's spec is changed."""
+        return self is not Mode.AUDIT
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a pod with an image that can't be resolved is refused."""
+        return self is Mode.ENFORCE
+
+    @property
+    def knows_opt_out(self) -> bool:
+        """Whether a label on the pod takes it out."""
+        return self is not Mode.ENFORCE
+
+
+class Decision(StrEnum):
+    """What is to be done about one image."""
+
+    PIN = "pin"
+    LEAVE = "leave"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator of the cluster has exempted.
+
+    `exempt` holds repositories (`docker.io/library/nginx`) and prefixes that end with a slash
+    (`registry.example.com/mesh/`), both normalised; `untouched` holds namespaces.
+    """
+
+    exempt: tuple[str, ...] = ()
+    untouched: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_settings(cls, exempt: Sequence[str], untouched: Sequence[str]) -> "Rules":
+        """Check and normalise what the configuration says; raise ConfigurationError."""
+        return cls(tuple(map(_normalised, exempt)), frozenset(untouched))
+
+
+def decide(ref: Reference, rules: Rules) -> Decision:
+    """Pin every image but those that the operator's own list exempts."""
+    repository = f"{ref.domain.lower()}/{ref.path}"
+    for pattern in rules.exempt:
+        if repository == pattern or (pattern.endswith("/") and repository.startswith(pattern)):
+            return Decision.LEAVE
+    return Decision.PIN
+
+
+def leaves_alone(
+    pod: workload.Pod, *, mode: Mode, namespace: str, groups: tuple[str, ...], rules: Rules
+) -> bool:
+    """Whether nothing of this pod is our business."""
+    return (
+        namespace in rules.untouched
+        or workload.is_being_deleted(pod)
+        or workload.is_mirror(pod, groups)
+        or (mode.knows_opt_out and workload.labels(pod).get(OPT_OUT_LABEL) == OPT_OUT_VALUE)
+    )
+
+
+def _normalised(pattern: str) -> str:
+    """`nginx` is docker.io/library/nginx; `registry.example.com/` is all of that registry."""
+    host, _, rest = pattern.partition("/")
+    if pattern.endswith("/") and not rest and ("." in host or ":" in host or host == "localhost"):
+        return pattern.lower()
+    slash = "/" if pattern.endswith("/") else ""
+    try:
+        ref = Reference.parse(pattern.removesuffix("/"))
+    except InvalidReference as error:
+        raise ConfigurationError(f"exempt: {error}") from None
+    if ref.tag or ref.digest:
+        raise ConfigurationError(
+            f"exempt: {pattern!r} has a tag or a digest; name a repository, or a prefix that "
+            "ends with a slash"
+        )
+    path = ref.path.removeprefix("library/") if slash and "/" not in pattern[:-1] else ref.path
+    return f"{ref.domain.lower()}/{path}{slash}"

@@ -1,0 +1,222 @@
+"""Settings: one frozen value, read from one mapping, every key checked."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tagpin.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "TAGPIN_"
+
+# Kubernetes: "Environment variables for a Service", set unless enableServiceLinks is false.
+_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$", re.ASCII)
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """What the operator says of one registry, `host` or `host:port`.
+
+    A listed registry may lie in an address range that is refused otherwise.
+    """
+
+    host: str
+    http: bool = False
+    """Speak plain HTTP to it."""
+    credentials_over_http: bool = False
+    """Send pull secrets to it without TLS."""
+    ca_file: str = ""
+    """PEM file of certificate authorities that it is trusted by, besides the system's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one tagpin process behaves. Keys of the file are the fields in camelCase."""
+
+    namespace: str = "tagpin-system"
+    """The namespace that tagpin runs in; its pods are never touched."""
+    pod_name: str = "tagpin"
+    """The name under which this replica reports Events."""
+    service_name: str = "tagpin"
+    """The Service that the API server calls; the serving certificate is issued for it."""
+    webhook_configuration: str = "tagpin"
+    """The MutatingWebhookConfiguration whose caBundle is kept current."""
+    certificate_secret: str = "tagpin-tls"  # noqa: S105 a name
+    """The Secret that holds CA and certificate."""
+    certificate_directory: str = "/var/run/tagpin/tls"
+    """Where that Secret is mounted."""
+    certificate_names: tuple[str, ...] = ()
+    """More names and addresses for the serving certificate."""
+    address: str = ""
+    """The address to listen on; empty: all."""
+    webhook_port: int = 9443
+    """Port of the webhook (HTTPS)."""
+    health_port: int = 8080
+    """Port of /healthz, /readyz and /metrics (HTTP)."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    log_format: str = "json"
+    """json or text."""
+    budget: float = 4.0
+    """Seconds for all images of a pod; the API server's own time-out, less a margin, caps it."""
+    drain: float = 10.0
+    """Seconds between the order to stop and the closing of the listener."""
+    freshness: float = 5.0
+    """Seconds for which a registry's answer serves other new pods."""
+    stale_if_error: float = 3600.0
+    """Seconds for which the last known digest stands in while a registry is down."""
+    cache_size: int = 10_000
+    """How many tags are remembered."""
+    exempt: tuple[str, ...] = ()
+    """Repositories, and prefixes that end with a slash, whose images are left as written."""
+    blocked_networks: tuple[str, ...] = ()
+    """Address ranges (CIDR) that no registry may be reached at, besides the built-in ones."""
+    registries: tuple[Registry, ...] = field(default=())
+    """What there is to say about single registries."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Check every key and value; raise ConfigurationError, which names both."""
+        settings: Self = _record(cls, values, path="")
+        return settings
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> dict[str, str]:
+        """The keys that the environment sets: `TAGPIN_LOG_LEVEL` is `logLevel`.
+
+        Lists are comma-separated; `registries` can only be set in the file. What Kubernetes
+        sets for a Service called tagpin is passed over; any other unknown variable is an error.
+        """
+        known = {
+            ENVIRONMENT_PREFIX + item.name.upper(): item.name
+            for item in dataclasses.fields(cls)
+            if item.name != "registries"
+        }
+        keys: dict[str, str] = {}
+        for name, value in environment.items():
+            if name in known:
+                keys[_camel_case(known[name])] = value
+            elif name.startswith(ENVIRONMENT_PREFIX) and not _SERVICE_LINK.search(name):
+                raise ConfigurationError(
+                    f"{name}: unknown variable; the nearest known one is {_nearest(name, known)}"
+                )
+        return keys
+
+
+def _record(cls: type[Any], values: object, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{path or 'configuration'}: expected keys and values")
+    fields = {_camel_case(item.name): item for item in dataclasses.fields(cls)}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ConfigurationError(
+                f"{where}: unknown key; the nearest known one is {_nearest(str(key), fields)}"
+            )
+        arguments[fields[key].name] = _read(fields[key], value, where)
+    missing = [
+        key
+        for key, item in fields.items()
+        if item.default is dataclasses.MISSING and item.name not in arguments
+    ]
+    if missing:
+        raise ConfigurationError(f"{path}: the key {missing[0]} is missing")
+    return cls(**arguments)
+
+
+def _read(item: "dataclasses.Field[Any]", value: object, where: str) -> object:
+    try:
+        return _READERS.get(item.name, _BY_TYPE[item.type])(value, where)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {value!r} is {error}") from None
+
+
+def _text(value: object, _where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError("no text")  # noqa: TRY004 all bad values are one error
+    return value
+
+
+def _flag(value: object, _where: str) -> bool:
+    words = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError("neither true nor false")
+
+
+def _number(value: object, _where: str) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+", value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("no number from 1")
+    return value
+
+
+def _port(value: object, where: str) -> int:
+    number = _number(value, where)
+    if number > 65535:  # noqa: PLR2004 the highest port
+        raise ValueError("no port (1 to 65535)")
+    return number
+
+
+def _seconds(value: object, _where: str) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)", str(value))
+    if match is None or isinstance(value, bool):
+        raise ValueError("no duration such as 500ms, 5s, 2m or 1h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _texts(value: object, _where: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise ValueError("no list of texts")
+    return tuple(value)
+
+
+def _registries(value: object, where: str) -> tuple[Registry, ...]:
+    if not isinstance(value, list):
+        raise ValueError("no list")  # noqa: TRY004 all bad values are one error
+    return tuple(_record(Registry, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+
+def _one_of(*words: str) -> Callable[[object, str], str]:
+    def read(value: object, _where: str) -> str:
+        if value not in words:
+            raise ValueError(f"none of {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
+_BY_TYPE: dict[Any, Callable[[object, str], object]] = {
+    str: _text,
+    bool: _flag,
+    int: _number,
+    float: _seconds,
+    tuple[str, ...]: _texts,
+    tuple[Registry, ...]: _registries,
+}
+_READERS: dict[str, Callable[[object, str], object]] = {
+    "webhook_port": _port,
+    "health_port": _port,
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_format": _one_of("json", "text"),
+}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+
+
+def _camel_case(name: str) -> str:
+    """`ca_file` is `caFile`."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
