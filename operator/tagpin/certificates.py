@@ -72,8 +72,9 @@ class Pair:
         return self.certificate.not_valid_before_utc <= now <= self.certificate.not_valid_after_utc
 
     def is_for(self, name: str) -> bool:
-        """Whether the certificate names this DNS name or IP address; wildcards are not matched."""
-        return _general_name(name) in _names(self.certificate)
+        """Whether clients that connect to this DNS name or IP address find it in here."""
+        wanted = {_general_name(name), x509.DNSName("*." + name.partition(".")[2])}
+        return not wanted.isdisjoint(_names(self.certificate))
 
     @property
     def certificate_pem(self) -> bytes:
@@ -227,7 +228,7 @@ def parse_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
     except ValueError as error:
-        raise ConfigurationError(f"not a PEM certificate: {error}") from error
+        raise ConfigurationError("not a PEM certificate") from error
 
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
@@ -279,8 +280,8 @@ def _flaw(serving: Pair, ca: Pair, names: Collection[str], now: datetime) -> str
     """Why the certificate, though accepted, should be replaced."""
     if not _is_issued_by(serving.certificate, ca.certificate):
         return "the certificate is not of the newest CA"
-    if _names(serving.certificate) != {_general_name(name) for name in names}:
-        return "the certificate is for other names"
+    if not all(serving.is_for(name) for name in names):
+        return "the certificate lacks a name"
     if needs_renewal(serving.certificate, now):
         return "the certificate is due"
     return None

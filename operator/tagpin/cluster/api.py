@@ -1,0 +1,133 @@
+"""The connection to the Kubernetes API, and how its failures are told.
+
+Everything that speaks to the API does so inside `asking`, so that nothing of the client's
+exceptions, nor of aiohttp's, crosses this edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import aiohttp
+import orjson
+import yaml
+from kubernetes.aio.client import ApiClient, ApiException, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from tagpin import __version__
+from tagpin.errors import ClusterError, ConfigurationError
+
+MERGE = "application/strategic-merge-patch+json"
+"""For `_content_type` of a patch: lists merge by their key, where the kind declares one."""
+
+WATCH_GRACE = 10.0
+"""Seconds after which a watch counts as dead that the server should have ended."""
+
+
+async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> ApiClient:
+    """A client of the cluster that the kubeconfig names, else of the one that we run in.
+
+    Asks nothing of the API yet, so it works while that is away. In a cluster, the token is read
+    again as it rotates. Raises ConfigurationError. Close the client with `disconnect`.
+    """
+    configuration = Configuration(connection_pool_maxsize=connections)
+    try:
+        if kubeconfig is None:
+            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        else:
+            await load_kube_config(  # type: ignore[no-untyped-call]
+                str(kubeconfig), client_configuration=configuration, persist_config=False
+            )
+        client = ApiClient(configuration)
+    except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
+        where = "the cluster's own configuration" if kubeconfig is None else str(kubeconfig)
+        raise ConfigurationError(f"{where} is of no use: {error}") from error
+    client.user_agent = f"tagpin/{__version__}"
+    return client
+
+
+async def disconnect(client: ApiClient) -> None:
+    """Close the connections of a client."""
+    await client.close()  # type: ignore[no-untyped-call]
+
+
+@asynccontextmanager
+async def asking(request: str, *, seconds: float = 10.0) -> AsyncIterator[None]:
+    """Bound how long the body may ask the Kubernetes API, and translate how that fails.
+
+    `request` completes the sentence "cannot …": `read Secret tagpin-system/tagpin-tls`. Raises
+    ClusterError, whose status is the API server's, or 0 where it did not answer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except ApiException as error:
+        raise ClusterError(f"cannot {request}: {_message(error)}", error.status or 0) from error
+    except TimeoutError as error:
+        raise ClusterError(f"cannot {request}: the API server took too long") from error
+    # A ValueError is an answer that does not parse: of a proxy, for example.
+    except (aiohttp.ClientError, OSError, ConfigException, ValueError) as error:
+        raise ClusterError(f"cannot {request}: {error or type(error).__name__}") from error
+
+
+class Event(NamedTuple):
+    """What a watch tells of one object, as JSON."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: dict[str, Any]
+
+
+async def watch(
+    request: str,
+    open_list: Callable[..., Awaitable[aiohttp.ClientResponse]],
+    selection: Mapping[str, str],
+    *,
+    seconds: int = 240,
+) -> AsyncGenerator[Event, None]:
+    """Follow a list for about so many seconds; silence for much longer is an error.
+
+    `open_list` is a `list_…_without_preload_content` of the client, `selection` its arguments.
+    Raises ClusterError, with status 410 where the events since `resource_version` are gone.
+    Iterate within `contextlib.aclosing`, which ends the connection.
+
+    The client's own `Watch` is not used: it builds a client with a TLS context each time, hides
+    a 410, and waits without end for a server that has fallen silent.
+    """
+    async with asking(request):
+        response = await open_list(
+            watch=True,
+            timeout_seconds=seconds,
+            _request_timeout=seconds + WATCH_GRACE,
+            **selection,
+        )
+    try:
+        if not response.ok:
+            async with asking(request):
+                body = await response.text()
+                raise ApiException(status=response.status, reason=response.reason, body=body)
+        while True:
+            async with asking(request, seconds=seconds + WATCH_GRACE):
+                line = await response.content.readline()
+                if not line:
+                    return
+                event = orjson.loads(line)
+            if event["type"] == "ERROR":
+                status = event["object"]
+                raise ClusterError(
+                    f"cannot {request}: {status.get('message')}", status.get("code", 0)
+                )
+            yield Event(event["type"], event["object"])
+    finally:
+        response.close()
+
+
+def _message(error: ApiException) -> str:
+    """What the API server says of its refusal, else the HTTP reason."""
+    try:
+        return str(orjson.loads(error.body or "")["message"])
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return error.reason or "no reason given"

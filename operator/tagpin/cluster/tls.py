@@ -1,0 +1,509 @@
+"""What a replica serves TLS with, kept current, and the caBundle by which API servers know it.
+
+The certificate lives in one Secret. Whichever replica first finds the Secret empty or due issues
+(`tagpin.certificates`) and writes by compare-and-swap on the resourceVersion; the others read
+what it wrote. The Secret is also mounted, so that a replica can start while the API is away.
+
+A certificate of other CAs than those served under so far is loaded only once the webhook
+configuration has had these in every caBundle for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+import os
+import random
+import ssl
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from pathlib import Path
+
+from cryptography import x509
+from kubernetes.aio.client import (
+    AdmissionregistrationV1Api,
+    ApiClient,
+    CoreV1Api,
+    V1MutatingWebhookConfiguration,
+    V1Secret,
+)
+
+from tagpin.certificates import (
+    CA_CERTIFICATE,
+    CERTIFICATE,
+    KEY,
+    Material,
+    Pair,
+    parse_certificates,
+    renewed,
+    to_pem,
+)
+from tagpin.cluster.api import MERGE, Event, asking, watch
+from tagpin.errors import ClusterError, ConfigurationError
+
+ATTEMPTS = 5
+"""How often to start again when another writer was faster, before waiting."""
+LONGEST_WAIT = 30.0
+"""Seconds between two attempts while something is wrong."""
+FIELD_MANAGER = "tagpin"
+REMEDY = "apply tagpin's manifests again (kubectl apply -k manifests/base)"
+
+log = logging.getLogger(__name__)
+
+Authorities = frozenset[x509.Certificate]
+
+
+class LiveContext:
+    """A TLS context for servers, whose certificate changes while the listener stays.
+
+    Each certificate gets a context of its own, chosen per handshake. Loading it into the outer
+    one would keep the old certificate beside the new one if their key types differ, and serve
+    it to clients that prefer it.
+    """
+
+    def __init__(self, client_ca: str | None = None) -> None:
+        """Prepare one; with `client_ca` (PEM), clients must present a certificate of it."""
+        self._client_ca = client_ca
+        self._current: ssl.SSLContext | None = None
+        self.outer = self._context()
+        self.outer.sni_callback = self._select
+
+    def load(self, pair: Pair) -> None:
+        """Serve this certificate from the next handshake on; raises ssl.SSLError or OSError."""
+        context = self._context()
+        with _readable(pair.certificate_pem) as certificate, _readable(pair.key_pem) as key:
+            context.load_cert_chain(certificate, key)
+        self._current = context
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._client_ca is not None:
+            context.load_verify_locations(cadata=self._client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _select(
+        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _outer: ssl.SSLContext
+    ) -> int | None:
+        """OpenSSL calls this in every handshake, also where the client names no server."""
+        if self._current is None:
+            return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
+        connection.context = self._current
+        return None
+
+
+class CertificateKeeper:
+    """Keeps `context` served with the newest certificate, and the caBundle with its CA.
+
+    Needs `get` and `patch` on the Secret, and `get`, `patch` and `watch` on the
+    MutatingWebhookConfiguration, by name. Neither is ever created here.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        names: Collection[str],
+        directory: Path | None = None,
+        namespace: str = "tagpin-system",
+        secret: str = "tagpin-tls",  # noqa: S107 - the name of an object
+        configuration: str = "tagpin",
+        client_ca: str | None = None,
+        volume_interval: float = 10.0,
+        api_interval: float = 300.0,
+        settling: float = 10.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Prepare one; nothing is read or asked before `run`.
+
+        Args:
+            client: the connection to the Kubernetes API.
+            names: DNS names and IP addresses that the API servers call the webhook by.
+            directory: where the Secret is mounted, if it is.
+            namespace: where the Secret is.
+            secret: its name.
+            configuration: the name of the MutatingWebhookConfiguration.
+            client_ca: PEM; clients must present a certificate that one of these CAs signed.
+            volume_interval: seconds between two looks at the directory.
+            api_interval: seconds between two looks at the Secret and the configuration.
+            settling: seconds until all API servers have noticed a changed caBundle.
+            clock: tells the time, in UTC.
+        """
+        self._core = CoreV1Api(client)
+        self._admission = AdmissionregistrationV1Api(client)
+        self._names = tuple(names)
+        self._directory = directory
+        self._namespace = namespace
+        self._secret = secret
+        self._configuration = configuration
+        self._volume_interval = volume_interval
+        self._api_interval = api_interval
+        self._settling = timedelta(seconds=settling)
+        self._clock = clock
+
+        self.ready = asyncio.Event()
+        """Set once the first certificate is loaded."""
+        self._tls = LiveContext(client_ca)
+        self._problems = _Problems()
+        self._lock = asyncio.Lock()
+        self._on_volume: dict[str, bytes] = {}
+        self._newest: Material | None = None
+        self._served: Material | None = None
+        self._retired: Authorities = frozenset()
+        self._retired_at = datetime.min.replace(tzinfo=UTC)
+        self._published: dict[x509.Certificate, datetime] = {}
+        """The CAs that every webhook's caBundle has, and since when as far as we saw."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For the listener; one object for ever. Before `ready`, it refuses handshakes."""
+        return self._tls.outer
+
+    @property
+    def expires(self) -> datetime | None:
+        """When the served certificate stops being valid, in UTC; None before `ready`."""
+        return self._served.serving.expires if self._served else None
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether a certificate is served that is valid at `now`."""
+        return self._served is not None and self._served.serving.is_valid(now)
+
+    async def run(self) -> None:
+        """Work until cancelled, whatever the API and the files do; what is wrong is logged."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_certificate())
+            group.create_task(self._keep_bundle())
+
+    # The two loops
+
+    async def _keep_certificate(self) -> None:
+        time = asyncio.get_running_loop().time
+        failures, due = 0, 0.0
+        while True:
+            self._look_at_volume()
+            if time() >= due:
+                try:
+                    await self._reconcile()
+                except ClusterError as error:
+                    self._problems.found("secret", str(error))
+                    failures += 1
+                    due = time() + _backoff(failures, self._api_interval)
+                else:
+                    self._problems.solved("secret")
+                    failures = 0
+                    due = time() + self._api_interval
+            self._serve_newest()
+            if self.ready.is_set() and not self.is_valid(self._clock()):
+                self._problems.found("expiry", f"the served certificate expired: {self.expires}")
+            else:
+                self._problems.solved("expiry")
+            await asyncio.sleep(min(self._volume_interval, max(0.0, due - time())))
+
+    async def _keep_bundle(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._follow_configuration()
+            except ClusterError as error:
+                if error.status != HTTPStatus.GONE:
+                    self._problems.found("watch", str(error))
+                failures += 1
+            else:
+                self._problems.solved("watch")
+                failures = 0
+            await asyncio.sleep(_backoff(failures, self._api_interval))
+
+    async def _follow_configuration(self) -> None:
+        """Repair the configuration as it is now, then at each change, until the watch ends."""
+        configuration = await self._read_configuration()
+        if configuration is not None and self._differing(configuration):
+            await self._reconcile()
+        async with aclosing(self._events(configuration)) as events:
+            async for event in events:
+                if event.type == "DELETED":
+                    self._configuration_is_missing()
+                elif self._differing(_parsed(event)):
+                    await self._reconcile()
+                    # Should someone else insist on another caBundle, this is the pace.
+                    await asyncio.sleep(min(1.0, self._api_interval))
+
+    def _events(self, since: V1MutatingWebhookConfiguration | None) -> AsyncGenerator[Event, None]:
+        selection = {"field_selector": f"metadata.name={self._configuration}"}
+        if since is not None:
+            selection["resource_version"] = _version(since)
+        return watch(
+            f"watch MutatingWebhookConfiguration {self._configuration}",
+            self._admission.list_mutating_webhook_configuration_without_preload_content,
+            selection,
+        )
+
+    # The Secret
+
+    async def _reconcile(self) -> None:
+        """Read the Secret, issue what is due, then repair the caBundle; raises ClusterError.
+
+        In this order: the caBundle is never written from an older Secret than the newest.
+        """
+        async with self._lock:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    await self._renew_secret()
+                    await self._publish()
+                except ClusterError as error:
+                    if error.status != HTTPStatus.CONFLICT or attempt == ATTEMPTS:
+                        raise
+                else:
+                    return
+
+    async def _renew_secret(self) -> None:
+        name = f"Secret {self._namespace}/{self._secret}"
+        try:
+            async with asking(f"read {name}"):
+                secret = await self._core.read_namespaced_secret(self._secret, self._namespace)
+        except ClusterError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                raise ClusterError(f"{name} does not exist: {REMEDY}", error.status) from error
+            raise
+        data = {key: base64.b64decode(value) for key, value in (secret.data or {}).items()}
+        renewal = renewed(data, self._names, self._clock(), self._settled())
+        if renewal is None:
+            self._take(data, name)
+            return
+        try:
+            async with asking(f"write {name}"):
+                await self._core.patch_namespaced_secret(
+                    self._secret,
+                    self._namespace,
+                    {
+                        "metadata": {"resourceVersion": _version(secret)},
+                        "data": {key: _base64(value) for key, value in renewal.data.items()},
+                    },
+                    field_manager=FIELD_MANAGER,
+                    _content_type=MERGE,
+                )
+        except ClusterError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                self._take(data, name)  # due, but better than nothing
+            raise
+        log.info("wrote %s, because %s", name, " and ".join(renewal.reasons))
+        self._take(renewal.data, name)
+
+    def _look_at_volume(self) -> None:
+        if self._directory is None:
+            return
+        try:
+            data = read_volume(self._directory)
+        except OSError as error:
+            self._problems.found("volume", f"cannot read {self._directory}: {error}")
+            return
+        if data != self._on_volume:
+            self._on_volume = data
+            self._take(data, str(self._directory), may_lag=True)
+
+    def _take(self, data: Mapping[str, bytes], origin: str, *, may_lag: bool = False) -> None:
+        """Make this the newest material, if it is sound; a volume may lag behind the API."""
+        if not any(data.get(name) for name in (CA_CERTIFICATE, CERTIFICATE, KEY)):
+            return
+        try:
+            material = Material.parse(data)
+        except ConfigurationError as error:
+            self._problems.found(origin, f"{origin} is of no use: {error}")
+            return
+        self._problems.solved(origin)
+        if may_lag and self._newest is not None and _issued(material) < _issued(self._newest):
+            return
+        self._newest = material
+        self._serve_newest()
+
+    # What is served
+
+    def _serve_newest(self) -> None:
+        """Load the newest certificate, unless a valid one is served and clients trust only that."""
+        old, new, now = self._served, self._newest, self._clock()
+        if new is None or new == old:
+            return
+        if old is not None and old.serving.is_valid(now) and old.serving != new.serving:
+            is_trusted = new.authorities <= old.authorities or new.authorities <= self._settled()
+            if not (new.serving.is_valid(now) and is_trusted):
+                return
+        try:
+            self._tls.load(new.serving)
+        except (ssl.SSLError, OSError) as error:
+            self._problems.found("load", f"cannot load the certificate: {error}")
+            return
+        self._problems.solved("load")
+        if old is not None:
+            self._retired, self._retired_at = old.authorities - new.authorities, now
+        self._served = new
+        self.ready.set()
+        log.info("serving a certificate that expires at %s", new.serving.expires.isoformat())
+        if not any(new.serving.is_for(name) for name in self._names):
+            log.warning("the certificate is for none of %s", ", ".join(self._names))
+
+    # The caBundle
+
+    async def _publish(self) -> None:
+        configuration = await self._read_configuration()
+        if configuration is None:
+            return
+        differing = self._differing(configuration)
+        if not differing:
+            return
+        bundle = _base64(to_pem(sorted(self._required(), key=lambda ca: ca.not_valid_before_utc)))
+        name = f"MutatingWebhookConfiguration {self._configuration}"
+        async with asking(f"write the caBundle of {name}"):
+            configuration = await self._admission.patch_mutating_webhook_configuration(
+                self._configuration,
+                {
+                    # Without it, an entry removed meanwhile would be added, incomplete.
+                    "metadata": {"resourceVersion": _version(configuration)},
+                    "webhooks": [
+                        {"name": each, "clientConfig": {"caBundle": bundle}} for each in differing
+                    ],
+                },
+                field_manager=FIELD_MANAGER,
+                _content_type=MERGE,
+            )
+        self._differing(configuration)
+        log.info("wrote the caBundle of %s: %s", name, ", ".join(differing))
+
+    async def _read_configuration(self) -> V1MutatingWebhookConfiguration | None:
+        """The configuration, or None where it does not exist; raises ClusterError."""
+        try:
+            async with asking(f"read MutatingWebhookConfiguration {self._configuration}"):
+                return await self._admission.read_mutating_webhook_configuration(
+                    self._configuration
+                )
+        except ClusterError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            self._configuration_is_missing()
+            return None
+
+    def _configuration_is_missing(self) -> None:
+        self._published = {}
+        self._problems.found(
+            "configuration",
+            f"MutatingWebhookConfiguration {self._configuration} does not exist: {REMEDY}",
+        )
+
+    def _differing(self, configuration: V1MutatingWebhookConfiguration) -> list[str]:
+        """Take note of the caBundles; the names of the webhooks whose caBundle must change."""
+        self._problems.solved("configuration")
+        bundles = {
+            webhook.name: _authorities(webhook.client_config.ca_bundle)
+            for webhook in configuration.webhooks or []
+        }
+        now = self._clock()
+        everywhere = frozenset[x509.Certificate]().union(*bundles.values())
+        everywhere = everywhere.intersection(*bundles.values())
+        self._published = {ca: self._published.get(ca, now) for ca in everywhere}
+        required = self._required()
+        if not required:
+            return []
+        tolerated = required | self._retiring()
+        return [name for name, bundle in bundles.items() if not required <= bundle <= tolerated]
+
+    def _required(self) -> Authorities:
+        """The CAs of what is served and of what is about to be; none where they are not ours."""
+        if self._newest is None or not self._newest.authorities:
+            return frozenset()
+        served = self._served.authorities if self._served else frozenset()
+        return self._newest.authorities | served
+
+    def _retiring(self) -> Authorities:
+        """The CAs of the certificate served before, which other replicas may still serve."""
+        since = self._clock() - self._retired_at
+        return self._retired if since < timedelta(seconds=self._api_interval) else frozenset()
+
+    def _settled(self) -> Authorities:
+        """The CAs that all API servers trust by now."""
+        until = self._clock() - self._settling
+        return frozenset(ca for ca, since in self._published.items() if since <= until)
+
+
+def read_volume(directory: Path) -> dict[str, bytes]:
+    """The files of a mounted Secret, all of one version; those that are missing are left out.
+
+    Kubelet swaps the link `..data` to change them all at once.
+    """
+    version = directory / "..data"
+    folder = version.resolve() if version.exists() else directory
+    data = {}
+    for name in (CA_CERTIFICATE, CERTIFICATE, KEY):
+        try:
+            data[name] = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+    return data
+
+
+class _Problems:
+    """Logs each problem when it first appears, and when it is over."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, str] = {}
+
+    def found(self, topic: str, message: str) -> None:
+        if message not in self._open.values():
+            log.error("%s", message)
+        self._open[topic] = message
+
+    def solved(self, topic: str) -> None:
+        message = self._open.pop(topic, None)
+        if message is not None and message not in self._open.values():
+            log.info("solved: %s", message)
+
+
+@contextmanager
+def _readable(content: bytes) -> Iterator[str]:
+    """A path that can be read once, and is a pipe: no private key is written to a disk.
+
+    The ssl module takes paths only, and the root file system of the pod is read-only.
+    """
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)  # BlockingIOError where it would not fit: 64 KiB on Linux
+        with os.fdopen(writer, "wb", buffering=0) as file:
+            file.write(content)
+        yield f"/dev/fd/{reader}"
+    finally:
+        os.close(reader)
+
+
+def _backoff(failures: int, longest: float) -> float:
+    longest = min(LONGEST_WAIT, longest)
+    return min(longest, 0.5 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+
+def _issued(material: Material) -> datetime:
+    return material.serving.certificate.not_valid_before_utc
+
+
+def _authorities(ca_bundle: str | bytes | None) -> Authorities:
+    """The CAs of a caBundle as the API tells it; none if it is malformed."""
+    try:
+        return frozenset(parse_certificates(base64.b64decode(ca_bundle or "")))
+    except (binascii.Error, ConfigurationError):
+        return frozenset()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _version(resource: V1Secret | V1MutatingWebhookConfiguration) -> str:
+    version = resource.metadata.resource_version if resource.metadata else None
+    return version or ""
+
+
+def _parsed(event: Event) -> V1MutatingWebhookConfiguration:
+    try:
+        return V1MutatingWebhookConfiguration.model_validate(event.object)
+    except ValueError as error:
+        raise ClusterError(f"a watch told of no MutatingWebhookConfiguration: {error}") from error
