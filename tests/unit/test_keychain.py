@@ -20,8 +20,8 @@ from tagpin.keychain import (
 from tagpin.reference import Reference
 
 
-def auth(username: str, password: str = "pw") -> dict[str, str]:
-    return {"auth": base64.b64encode(f"{username}:{password}".encode()).decode()}
+def auth(username: str, word: str = "pw") -> dict[str, str]:
+    return {"auth": base64.b64encode(f"{username}:{word}".encode()).decode()}
 
 
 def keychain(*keys: str) -> Keychain:

@@ -1,0 +1,470 @@
+"""The only user of aiohttp: carries out the conversations of flow."""
+
+import asyncio
+import logging
+import random
+import secrets
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from tagpin import __version__
+from tagpin.cache import Cache
+from tagpin.errors import ConfigurationError, Reason
+from tagpin.keychain import fingerprint
+from tagpin.reference import DOCKER_HUB
+from tagpin.registry import guard
+from tagpin.registry.flow import (
+    Failure,
+    Flow,
+    Login,
+    Registry,
+    Request,
+    Response,
+    Token,
+    fetch_token,
+)
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_FIELD = 8190
+MAX_OTHER_BODY = 64 * 1024
+"""What is read of an answer that is not 200, so that its connection can be used again."""
+
+_DOCKER_HUB_HOST = "registry-1.docker.io"
+_RETRIED = frozenset({500, 502, 503, 504, 522})
+
+
+def _pause() -> float:
+    """Seconds before a retry: full jitter, so that replicas don't knock in step."""
+    return random.uniform(0.1, 0.4)  # noqa: S311 - spreads load, protects nothing
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """A registry that the operator listed, so may lie at any address.
+
+    `host` is as in references: `host[:port]`. With `http` it is spoken to in plain http, and
+    credentials go there only if `credentials_over_http`. `ca` is PEM text, trusted for this host
+    besides the system's authorities.
+    """
+
+    host: str
+    http: bool = False
+    ca: str | None = field(default=None, repr=False)
+    credentials_over_http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request, for metrics: `code` is a status, a Reason, or `cancelled`.
+
+    `registry` is what a pod's author wrote: an unbounded set, unless the observer bounds it.
+    """
+
+    registry: str
+    method: str
+    code: str
+    seconds: float
+
+
+class RegistryClient:
+    """Runs conversations with registries; use as an async context manager.
+
+    `registries` are those that the operator listed; all others are spoken to over https, at
+    addresses that `rules` allow. `ca` is PEM text trusted everywhere besides the system's
+    authorities. `names` resolves host names and stays the caller's to close. Times are seconds:
+    `connect_timeout` per connection, `read_timeout` between two reads. `per_host` and `total`
+    bound the connections of each trust class. A request is retried `retries` times where that
+    can help, after a pause drawn from `jitter`. `observe` is told of every exchange.
+    """
+
+    def __init__(
+        self,
+        *,
+        registries: Iterable[RegistrySettings] = (),
+        rules: guard.AddressRules = guard.DEFAULT_RULES,
+        ca: str | None = None,
+        names: AbstractResolver | None = None,
+        connect_timeout: float = 3.0,
+        read_timeout: float = 5.0,
+        per_host: int = 32,
+        total: int = 256,
+        retries: int = 2,
+        jitter: Callable[[], float] = _pause,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        fingerprint_key: bytes | None = None,
+        observe: Callable[[Exchange], None] = lambda _: None,
+    ) -> None:
+        self._listed = {_listed_place(each): each for each in registries}
+        self._rules = rules
+        self._tls = _tls_context("all registries", ca)
+        self._own_tls = {
+            place: _tls_context(each.host, ca, each.ca)
+            for place, each in self._listed.items()
+            if each.ca is not None
+        }
+        self._names = names
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect_timeout, sock_read=read_timeout
+        )
+        self._longest_login = 2 * (connect_timeout + read_timeout)
+        self._limits = (total, per_host)
+        self._retries = retries
+        self._jitter = jitter
+        self._sleep = sleep
+        self._clock = clock
+        self._key = fingerprint_key or secrets.token_bytes(32)
+        self._observe = observe
+        self._tokens: Cache[object, Token] = Cache(
+            maxsize=10_000,
+            clock=clock,
+            lifetime=lambda token: token.lifetime,
+            error_age=_token_error_age,
+        )
+        self._stack = AsyncExitStack()
+        self._sessions: _Sessions | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._names is None:
+            self._names = aiohttp.DefaultResolver()
+            self._stack.push_async_callback(self._names.close)
+        rules = self._rules
+        self._sessions = _Sessions(
+            listed=await self._open(lambda _: True),
+            unlisted=await self._open(lambda address: not rules.blocks(address)),
+            # The two judge each request, so they keep no connection.
+            derived=await self._open(lambda address: not rules.blocks(address), pooled=False),
+            derived_public=await self._open(rules.is_public, pooled=False),
+        )
+        self._stack.push_async_callback(self._tokens.aclose)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._sessions = None
+        await self._stack.aclose()
+
+    def registry(self, domain: str) -> Registry:
+        """The registry that references name `domain`; ValueError where that is no place."""
+        host = _DOCKER_HUB_HOST if domain == DOCKER_HUB else domain
+        listed = self._listed.get(_place(URL(f"https://{host}")))
+        listed = listed or self._listed.get(_place(URL(f"http://{host}")))
+        if listed is None:
+            return Registry(domain, _origin("https", host))
+        return Registry(
+            domain,
+            _origin("http" if listed.http else "https", host),
+            listed=True,
+            credentials_over_http=listed.http and listed.credentials_over_http,
+        )
+
+    async def run(self, flow: Flow[T], registry: Registry, *, within: float) -> T:
+        """Carry out a conversation that `registry` is the subject of, in `within` seconds.
+
+        Raises Failure. It is `concealed` where an address took part that is not public, unless
+        the operator listed the registry.
+        """
+        return await self._visit(flow, _Visit(registry, self._rules), within)
+
+    async def _visit(self, flow: Flow[T], visit: "_Visit", within: float) -> T:
+        try:
+            async with asyncio.timeout(within):
+                return await self._drive(flow, visit)
+        except TimeoutError:
+            # A login may be shared with another visit, which alone knows its addresses.
+            concealed = visit.conceals or (visit.logging_in and not visit.registry.listed)
+            detail = f"no answer within {within:g} s"
+            raise Failure(Reason.TIMEOUT, detail, concealed=concealed) from None
+        except Failure as failure:
+            if failure.concealed or not visit.conceals:
+                raise
+            raise Failure(failure.reason, str(failure), concealed=True) from failure
+
+    async def _drive(self, flow: Flow[T], visit: "_Visit") -> T:
+        proceed = partial(next, flow)
+        try:
+            while True:
+                step = proceed()
+                visit.logging_in = isinstance(step, Login)
+                reply: Response | str
+                try:
+                    if isinstance(step, Login):
+                        reply = await self._log_in(step, visit)
+                    else:
+                        reply = await self._ask(step, visit)
+                except Failure as failure:
+                    visit.conceals |= failure.concealed
+                    proceed = partial(flow.throw, failure)
+                else:
+                    proceed = partial(flow.send, reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            flow.close()
+
+    async def _log_in(self, login: Login, visit: "_Visit") -> str:
+        """A token that may be used by whoever holds the same credential, and nobody else."""
+        who = fingerprint(self._key, (login.credential,) if login.credential else ())
+        key = (login.registry.origin, login.realm, login.service, login.scope, who)
+        known = self._tokens.peek(key)
+        if known is not None and known.value.value == login.refused:
+            self._tokens.forget(key)
+
+        async def load() -> Token:
+            inner = _Visit(login.registry, self._rules, reached_public=visit.reached_public)
+            return await self._visit(fetch_token(login), inner, self._longest_login)
+
+        return (await self._tokens.get(key, load)).value.value
+
+    async def _ask(self, request: Request, visit: "_Visit") -> Response:
+        """The answer to a request, which is repeated where that can help."""
+        previous = 0
+        for retries_left in reversed(range(self._retries + 1)):
+            try:
+                response = await self._exchange(request, visit)
+            except _TransientFailure:
+                if not retries_left:
+                    raise
+            else:
+                # The same error twice is what some registries say to bad input for ever.
+                if response.status not in _RETRIED or response.status == previous:
+                    return response
+                if not retries_left:
+                    return response
+                previous = response.status
+            await self._sleep(self._jitter())
+        raise AssertionError("unreachable")
+
+    async def _exchange(self, request: Request, visit: "_Visit") -> Response:
+        session, tls = self._route(request, visit)
+        trace = guard.Trace.begin()
+        started = self._clock()
+        code = "cancelled"
+        try:
+            response = await self._send(session, request, tls)
+        except Failure as failure:
+            code = failure.reason.value
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            translated = _failure_of(error, request.url, trace, self._rules)
+            code = translated.reason.value
+            raise translated from error
+        else:
+            code = str(response.status)
+            return response
+        finally:
+            visit.note(trace, request)
+            seconds = self._clock() - started
+            self._observe(Exchange(visit.registry.name, request.method, code, seconds))
+
+    def _route(
+        self, request: Request, visit: "_Visit"
+    ) -> tuple[aiohttp.ClientSession, ssl.SSLContext]:
+        """Which connections may carry a request, and how the peer proves who it is."""
+        if self._sessions is None:
+            raise RuntimeError("the client is not open")
+        url = request.url
+        place = _place(url)
+        listed = self._listed.get(place)
+        # A stranger's registry does not lead us to the places that the operator listed.
+        trusted = listed is not None and (visit.registry.listed or not request.derived)
+        if url.scheme == "http" and not (trusted and listed is not None and listed.http):
+            raise Failure(Reason.BAD_ANSWER, f"{url.host} is not listed for plain http")
+        tls = self._own_tls.get(place, self._tls)
+        if trusted:
+            return self._sessions.listed, tls
+        if guard.is_blocked_name(url.host or ""):
+            raise Failure(Reason.BLOCKED, f"{url.host} is no name of a registry")
+        if not request.derived:
+            return self._sessions.unlisted, tls
+        if url.port not in (443, visit.registry.origin.port):
+            raise Failure(Reason.BLOCKED, f"port {url.port} of {url.host} was not expected")
+        if visit.reached_public:
+            return self._sessions.derived_public, tls
+        return self._sessions.derived, tls
+
+    async def _send(
+        self, session: aiohttp.ClientSession, request: Request, tls: ssl.SSLContext
+    ) -> Response:
+        async with session.request(
+            request.method, request.url, headers=request.headers, ssl=tls, allow_redirects=False
+        ) as response:
+            headers = tuple(response.headers.items())
+            if response.status == HTTPStatus.OK:
+                body = await _read(response, request.max_body)
+                if body is None:
+                    detail = f"the answer is longer than {request.max_body} bytes"
+                    raise Failure(Reason.BAD_ANSWER, detail)
+                return Response(response.status, headers, body)
+            if await _read(response, MAX_OTHER_BODY) is None:
+                response.close()
+            return Response(response.status, headers)
+
+    async def _open(
+        self, allows: Callable[[guard.Address], bool], *, pooled: bool = True
+    ) -> aiohttp.ClientSession:
+        total, per_host = self._limits
+        connector = aiohttp.TCPConnector(
+            resolver=self._names,
+            socket_factory=guard.socket_factory(allows),
+            force_close=not pooled,
+            limit=total,
+            limit_per_host=per_host,
+        )
+        return await self._stack.enter_async_context(
+            aiohttp.ClientSession(
+                connector=connector,
+                response_class=_PeerNotingResponse,
+                headers={"User-Agent": f"tagpin/{__version__}", "Accept-Encoding": "identity"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout,
+                auto_decompress=False,
+                trust_env=False,
+                max_line_size=MAX_HEADER_FIELD,
+                max_field_size=MAX_HEADER_FIELD,
+            )
+        )
+
+
+class _TransientFailure(Failure):
+    """A failure that may be gone a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    """One session, with its connector, per class of trust."""
+
+    listed: aiohttp.ClientSession
+    unlisted: aiohttp.ClientSession
+    derived: aiohttp.ClientSession
+    derived_public: aiohttp.ClientSession
+
+
+@dataclass(slots=True)
+class _Visit:
+    """What happened so far in one conversation.
+
+    While `reached_public`, the registry may not lead us to a private address: it answered from
+    a public one, or not yet. `conceals` that an address took part of which strangers must learn
+    nothing.
+    """
+
+    registry: Registry
+    rules: guard.AddressRules
+    reached_public: bool = True
+    conceals: bool = False
+    logging_in: bool = False
+    _seen_public: bool = False
+
+    def note(self, trace: guard.Trace, request: Request) -> None:
+        """Take in which addresses a request had to do with."""
+        public = [self.rules.is_public(each) for each in trace.opened]
+        if not self.registry.listed:
+            hidden = not all(public) or any(
+                not self.rules.is_public(each) and not self.rules.blocks(each)
+                for each in trace.refused
+            )
+            self.conceals = self.conceals or hidden
+        if not request.derived and public:
+            self._seen_public = self._seen_public or public[-1]
+            self.reached_public = self._seen_public
+
+
+class _PeerNotingResponse(aiohttp.ClientResponse):
+    """Notes which peer an answer comes from, also on a connection that was open already."""
+
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        transport = connection.transport
+        peer = transport.get_extra_info("peername") if transport is not None else None
+        if peer is None:
+            raise aiohttp.ServerDisconnectedError
+        guard.note_peer(peer)
+        return await super().start(connection)
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
+    """The whole body, or None where it is longer than `limit` bytes."""
+    if response.content_length is not None and response.content_length > limit:
+        return None if response.method != "HEAD" else b""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(64 * 1024):
+        body += chunk
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+def _failure_of(
+    error: Exception, url: URL, trace: guard.Trace, rules: guard.AddressRules
+) -> Failure:
+    """What an exception of aiohttp means."""
+    host = url.host
+    if trace.refused and not trace.opened:
+        if any(rules.blocks(address) for address in trace.refused):
+            return Failure(Reason.BLOCKED, f"{host} has an address that is not allowed")
+        return Failure(Reason.BLOCKED, f"{host} is private, unlike the registry that leads there")
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return Failure(Reason.TLS, f"no trusted TLS with {host}")
+        case TimeoutError():
+            return Failure(Reason.TIMEOUT, f"no answer from {host}")
+        case aiohttp.ClientResponseError() | ValueError():
+            return Failure(Reason.BAD_ANSWER, f"{host} does not answer in HTTP")
+        case _:
+            return _TransientFailure(Reason.UNREACHABLE, f"no connection to {host}")
+
+
+def _token_error_age(error: Exception) -> float:
+    """Seconds for which a failure to get a token is not tried again."""
+    return 2.0 if isinstance(error, Failure) and error.reason.is_outage else 5.0
+
+
+def _listed_place(settings: RegistrySettings) -> tuple[str, int]:
+    host = _DOCKER_HUB_HOST if settings.host == DOCKER_HUB else settings.host
+    try:
+        return _place(_origin("http" if settings.http else "https", host))
+    except ValueError:
+        raise ConfigurationError(f"registries: {settings.host!r} is not host[:port]") from None
+
+
+def _origin(scheme: str, host: str) -> URL:
+    """The origin at `host[:port]`; ValueError where that is none."""
+    url = URL(f"{scheme}://{host}")
+    if not url.host or not url.port or url.raw_path_qs not in ("", "/") or "@" in host:
+        raise ValueError(f"no host: {host!r}")
+    return url.origin()
+
+
+def _place(url: URL) -> tuple[str, int]:
+    """Host and port that a URL leads to, whatever its spelling."""
+    return (url.host or "").rstrip("."), url.port or 0
+
+
+def _tls_context(name: str, *authorities: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for authority in filter(None, authorities):
+        try:
+            context.load_verify_locations(cadata=authority)
+        except ssl.SSLError:
+            raise ConfigurationError(f"the CA for {name} is not PEM") from None
+    return context

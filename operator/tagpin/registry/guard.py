@@ -1,0 +1,154 @@
+"""Which addresses and names may be reached.
+
+Whoever can create a pod chooses the host that tagpin, inside the cluster's network, connects to.
+So the address about to be connected is judged where the socket is made: after name resolution,
+for literals too, with nothing between check and use for a rebinding name to change.
+"""
+
+import errno
+import socket
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Self
+
+from aiohttp import AddrInfoType, SocketFactoryType
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_NAT64 = ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRules:
+    """Ranges that are never reached, and ranges that only the inside of a network knows.
+
+    What is in neither is public.
+    """
+
+    blocked: tuple[Network, ...]
+    private: tuple[Network, ...]
+
+    def blocking(self, *ranges: str) -> Self:
+        """The same rules, with more blocked addresses or CIDR ranges."""
+        return replace(self, blocked=(*self.blocked, *map(ip_network, ranges)))
+
+    def blocks(self, address: Address) -> bool:
+        """Whether nothing at `address` may be reached."""
+        return _is_in(innermost(address), self.blocked)
+
+    def is_public(self, address: Address) -> bool:
+        """Whether anyone could reach `address`, so that speaking of it reveals nothing."""
+        return not _is_in(innermost(address), self.blocked + self.private)
+
+
+DEFAULT_RULES = AddressRules(
+    blocked=tuple(
+        map(
+            ip_network,
+            (
+                "0.0.0.0/8",  # this host; connecting to 0.0.0.0 reaches loopback
+                "127.0.0.0/8",
+                "169.254.0.0/16",  # link-local: the metadata services of most clouds
+                "100.100.100.200/32",  # Alibaba metadata
+                "168.63.129.16/32",  # Azure wire server
+                "192.0.0.192/32",  # Oracle metadata
+                "224.0.0.0/4",  # multicast
+                "240.0.0.0/4",  # reserved, broadcast
+                "::/128",
+                "::1/128",
+                "fe80::/10",  # link-local
+                "fd00:ec2::/32",  # AWS metadata
+                "fd20:ce::254/128",  # Google metadata
+                "ff00::/8",  # multicast
+            ),
+        )
+    ),
+    private=tuple(
+        map(
+            ip_network,
+            ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+        )
+    ),
+)
+"""For production; wiring adds the address of the Kubernetes API."""
+
+
+def is_blocked_name(host: str) -> bool:
+    """Whether `host` names something that no registry is called."""
+    name = host.lower().rstrip(".")
+    return (
+        name in ("localhost", "metadata", "metadata.google.internal", "kubernetes.default")
+        or name.endswith(".localhost")
+        or name.startswith("kubernetes.default.")
+    )
+
+
+def innermost(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address really leads to, if there is one.
+
+    (IPv4-mapped: RFC 4291 §2.5.5.2; NAT64: RFC 6052; 6to4: RFC 3056)
+    """
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+@dataclass(slots=True)
+class Trace:
+    """The addresses that one request had to do with, in order of appearance."""
+
+    opened: list[Address]
+    refused: list[Address]
+
+    @classmethod
+    def begin(cls) -> Self:
+        """A new trace, filled by what the current task, and tasks that it starts, connect to."""
+        trace = cls([], [])
+        _trace.set(trace)
+        return trace
+
+
+_trace: ContextVar[Trace] = ContextVar("trace")
+
+
+def note_peer(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    """Record the peer of a connection that is used, also one that was open already."""
+    address = ip_address(sockaddr[0])
+    _trace.get().opened.append(address)
+    return address
+
+
+def socket_factory(allows: Callable[[Address], bool]) -> SocketFactoryType:
+    """For aiohttp's TCPConnector: makes sockets to addresses that `allows` says yes to.
+
+    It is called once per connection, not per request: a rule that depends on the request needs a
+    connector that keeps no connection.
+    """
+
+    def open_socket(info: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, sockaddr = info
+        address = ip_address(sockaddr[0])
+        trace = _trace.get()
+        if not allows(address):
+            trace.refused.append(address)
+            raise OSError(errno.EACCES, f"connections to {address} are not allowed")
+        trace.opened.append(address)
+        return socket.socket(family, kind, protocol)
+
+    return open_socket
+
+
+def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
+    return any(network.version == address.version and address in network for network in networks)
