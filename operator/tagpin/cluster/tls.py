@@ -469,7 +469,7 @@ def _readable(content: bytes) -> Iterator[str]:
     reader, writer = os.pipe()
     try:
         os.set_blocking(writer, False)  # BlockingIOError where it would not fit: 64 KiB on Linux
-        with os.fdopen(writer, "wb", buffering=0) as file:
+        with os.fdopen(writer, "wb") as file:
             file.write(content)
         yield f"/dev/fd/{reader}"
     finally:
