@@ -48,8 +48,8 @@ class Resolver(Protocol):
         """
         ...
 
-    def recall(self, ref: Reference, keychain: Keychain) -> Resolution | None:
-        """What is remembered of `ref`, without asking anybody."""
+    def last_known(self, ref: Reference, keychain: Keychain) -> Resolution | None:
+        """What is remembered of `ref`, as `stale`, without asking anybody."""
         ...
 
 
@@ -95,6 +95,7 @@ class Result(StrEnum):
     UNPINNED = "unpinned"
     AUDITED = "audited"
     REFUSED = "refused"
+    BROKEN = "broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +221,14 @@ class Pinner:
         except Unresolvable as error:
             return Failure(image.text, error.reason, str(error))
         except TimeoutError:
-            return Failure(
-                image.text, Reason.TIMEOUT, f"{ref.domain} did not answer for {ref} in time"
-            )
-        return _kept(claim, image.text, resolution)
+            known = self._resolver.last_known(ref, access.keychain)
+            if known is None:
+                message = f"{ref.domain} did not answer for {ref} in time"
+                return Failure(image.text, Reason.TIMEOUT, message)
+            resolution = known
+        return _kept(claim, _pin(image.text, resolution))
 
-    def _confirmed(self, claim: object, access: Access) -> Pin | None:
+    def _confirmed(self, claim: Pin | Failure | None, access: Access) -> Pin | None:
         """The claim, in our own words, if the cache knows that its tag named its digest."""
         if not isinstance(claim, Pin):
             return None
@@ -233,10 +236,17 @@ class Pinner:
             ref = Reference.parse(claim.image)
         except InvalidReference:
             return None
-        resolution = self._resolver.recall(ref, access.keychain)
-        if resolution is None or resolution.digest != claim.digest:
+        known = self._resolver.last_known(ref, access.keychain)
+        if known is None or known.digest != claim.digest:
             return None
-        return _kept(claim, claim.image, resolution)
+        return _kept(claim, replace(_pin(claim.image, known), source=Source.CACHE))
+
+
+def broken(mode: Mode) -> Verdict:
+    """The answer where tagpin itself failed: the mode decides, as for an image."""
+    message = "tagpin failed to decide about this pod; its log says why"
+    result = Result.REFUSED if mode.refuses else Result.BROKEN
+    return Verdict(result, message=message, warnings=(f"{message}; it runs as written",))
 
 
 def _subjects(admission: Admission) -> tuple[Image, ...]:
@@ -266,17 +276,15 @@ def _claims(claim: object, image: Image) -> bool:
     return isinstance(claim, Pin) and image.text == _pinned_text(claim)
 
 
-def _kept(claim: object, text: str, resolution: Resolution) -> Pin:
-    """A resolution as a pin; what an earlier pass of ours wrote about it stays as it is."""
-    pin = Pin(
-        text, resolution.digest, resolution.source, resolution.resolved_at.replace(microsecond=0)
-    )
-    if (
-        isinstance(claim, Pin)
-        and pin.source is Source.CACHE
-        and claim == replace(pin, source=Source.REGISTRY)
-    ):
-        return claim
+def _pin(text: str, resolution: Resolution) -> Pin:
+    resolved_at = resolution.resolved_at.replace(microsecond=0)  # as far as it is recorded
+    return Pin(text, resolution.digest, resolution.source, resolved_at)
+
+
+def _kept(claim: Pin | Failure | None, pin: Pin) -> Pin:
+    """`pin`, unless the claim is what an earlier pass of ours wrote about the same answer."""
+    if pin.source is Source.CACHE and claim == replace(pin, source=Source.REGISTRY):
+        return replace(pin, source=Source.REGISTRY)
     return pin
 
 

@@ -154,10 +154,10 @@ class CertificateKeeper:
         self._on_volume: dict[str, bytes] = {}
         self._newest: Material | None = None
         self._served: Material | None = None
-        self._retired: Authorities = frozenset()
-        self._retired_at = datetime.min.replace(tzinfo=UTC)
         self._published: dict[x509.Certificate, datetime] = {}
         """The CAs that every webhook's caBundle has, and since when as far as we saw."""
+        self._superfluous: dict[x509.Certificate, datetime] = {}
+        """The CAs in a caBundle that we don't need, and since when."""
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -337,8 +337,6 @@ class CertificateKeeper:
             self._problems.found("load", f"cannot load the certificate: {error}")
             return
         self._problems.solved("load")
-        if old is not None:
-            self._retired, self._retired_at = old.authorities - new.authorities, now
         self._served = new
         self.ready.set()
         log.info("serving a certificate that expires at %s", new.serving.expires.isoformat())
@@ -354,7 +352,6 @@ class CertificateKeeper:
         differing = self._differing(configuration)
         if not differing:
             return
-        bundle = _base64(to_pem(sorted(self._required(), key=lambda ca: ca.not_valid_before_utc)))
         name = f"MutatingWebhookConfiguration {self._configuration}"
         async with asking(f"write the caBundle of {name}"):
             configuration = await self._admission.patch_mutating_webhook_configuration(
@@ -363,7 +360,8 @@ class CertificateKeeper:
                     # Without it, an entry removed meanwhile would be added, incomplete.
                     "metadata": {"resourceVersion": _version(configuration)},
                     "webhooks": [
-                        {"name": each, "clientConfig": {"caBundle": bundle}} for each in differing
+                        {"name": each, "clientConfig": {"caBundle": _base64(to_pem(bundle))}}
+                        for each, bundle in differing.items()
                     ],
                 },
                 field_manager=FIELD_MANAGER,
@@ -392,22 +390,31 @@ class CertificateKeeper:
             f"MutatingWebhookConfiguration {self._configuration} does not exist: {REMEDY}",
         )
 
-    def _differing(self, configuration: V1MutatingWebhookConfiguration) -> list[str]:
-        """Take note of the caBundles; the names of the webhooks whose caBundle must change."""
+    def _differing(self, configuration: V1MutatingWebhookConfiguration) -> dict[str, Authorities]:
+        """Take note of the caBundles; webhook name → caBundle, for those that must change.
+
+        A CA that we don't need is left in for a while: another replica, which has not seen the
+        newest Secret yet, may still serve a certificate of it.
+        """
         self._problems.solved("configuration")
+        now = self._clock()
         bundles = {
             webhook.name: _authorities(webhook.client_config.ca_bundle)
             for webhook in configuration.webhooks or []
         }
-        now = self._clock()
-        everywhere = frozenset[x509.Certificate]().union(*bundles.values())
-        everywhere = everywhere.intersection(*bundles.values())
+        anywhere = frozenset[x509.Certificate]().union(*bundles.values())
+        everywhere = anywhere.intersection(*bundles.values())
         self._published = {ca: self._published.get(ca, now) for ca in everywhere}
+
         required = self._required()
         if not required:
-            return []
-        tolerated = required | self._retiring()
-        return [name for name, bundle in bundles.items() if not required <= bundle <= tolerated]
+            return {}
+        superfluous = anywhere - required
+        self._superfluous = {ca: self._superfluous.get(ca, now) for ca in superfluous}
+        since = now - timedelta(seconds=self._api_interval)
+        tolerated = frozenset(ca for ca, seen in self._superfluous.items() if seen > since)
+        wanted = {name: required | (bundle & tolerated) for name, bundle in bundles.items()}
+        return {name: bundle for name, bundle in wanted.items() if bundle != bundles[name]}
 
     def _required(self) -> Authorities:
         """The CAs of what is served and of what is about to be; none where they are not ours."""
@@ -415,11 +422,6 @@ class CertificateKeeper:
             return frozenset()
         served = self._served.authorities if self._served else frozenset()
         return self._newest.authorities | served
-
-    def _retiring(self) -> Authorities:
-        """The CAs of the certificate served before, which other replicas may still serve."""
-        since = self._clock() - self._retired_at
-        return self._retired if since < timedelta(seconds=self._api_interval) else frozenset()
 
     def _settled(self) -> Authorities:
         """The CAs that all API servers trust by now."""

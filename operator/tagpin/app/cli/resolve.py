@@ -1,0 +1,135 @@
+"""`tagpin resolve IMAGE…`."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from tagpin.app.logs import configure
+from tagpin.errors import Reason, Unresolvable
+from tagpin.keychain import InvalidDockerConfig, Keychain
+from tagpin.pins import Failure, Pin, Source
+from tagpin.reference import Reference
+from tagpin.registry.client import RegistryClient, RegistrySettings
+from tagpin.registry.guard import AddressRules
+from tagpin.registry.resolver import RegistryResolver
+
+# Whoever types a command chooses the hosts, so these are listed registries: nobody to guard from.
+_EVERYWHERE = AddressRules(blocked=(), private=())
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "yaml"]),
+    default="text",
+    help="How to print; text is a table on a terminal, else one pinned image a line.",
+)
+@click.option(
+    "--http", "plain", multiple=True, metavar="HOST", help="Speak plain HTTP to this registry."
+)
+@click.option(
+    "--ca-file", type=click.Path(path_type=Path, exists=True), help="Trust these authorities too."
+)
+@click.option("--timeout", default=20.0, show_default=True, help="Seconds for all images.")
+def resolve(
+    images: Sequence[str], output: str, plain: Sequence[str], ca_file: Path | None, timeout: float
+) -> None:
+    """Say which digest each IMAGE names now, with the credentials of your docker config.
+
+    The exit code is 1 if an image could not be resolved.
+    """
+    configure("error", "text")
+    keychain = _docker_config()
+    ca = ca_file.read_text(encoding="ascii") if ca_file else None
+    pins = asyncio.run(_resolve(images, keychain, plain, ca, timeout))
+    if output == "text":
+        _print_text(pins)
+    else:
+        document = [pin.to_json() for pin in pins]
+        dump = json.dumps(document, indent=2) if output == "json" else _yaml(document)
+        click.echo(dump.rstrip("\n"))
+    failures = [pin for pin in pins if isinstance(pin, Failure)]
+    for failure in failures:
+        click.echo(f"tagpin: {failure.message} ({failure.reason})", err=True)
+    sys.exit(bool(failures))
+
+
+async def _resolve(
+    images: Sequence[str], keychain: Keychain, plain: Sequence[str], ca: str | None, seconds: float
+) -> list[Pin | Failure]:
+    client = RegistryClient(registries=_listed(images, plain), rules=_EVERYWHERE, ca=ca)
+    async with client:
+        resolver = RegistryResolver(client, load_timeout=seconds)
+
+        async def settle(image: str) -> Pin | Failure:
+            try:
+                ref = Reference.parse(image)
+                async with asyncio.timeout(seconds):
+                    answer = await resolver.resolve(ref, keychain, max_age=seconds)
+            except Unresolvable as error:
+                return Failure(image, error.reason, str(error))
+            except TimeoutError:
+                return Failure(image, Reason.TIMEOUT, f"{image} was not resolved in time")
+            when = None if answer.source is Source.GIVEN else answer.resolved_at
+            return Pin(image, answer.digest, answer.source, when)
+
+        return await asyncio.gather(*map(settle, images))
+
+
+def _listed(images: Sequence[str], plain: Sequence[str]) -> list[RegistrySettings]:
+    hosts = dict.fromkeys(plain, True)
+    for image in images:
+        with contextlib.suppress(Unresolvable):
+            hosts.setdefault(Reference.parse(image).domain, False)
+    return [
+        RegistrySettings(host=host, http=http, credentials_over_http=http)
+        for host, http in hosts.items()
+    ]
+
+
+def _docker_config() -> Keychain:
+    """What `docker login` left in $DOCKER_CONFIG or ~/.docker; nothing is no error."""
+    folder = os.environ.get("DOCKER_CONFIG")
+    path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return Keychain()
+    except (OSError, ValueError) as error:
+        raise InvalidDockerConfig(f"{path} is of no use: {error}") from error
+    if not isinstance(document, dict) or not document.get("auths"):
+        return Keychain()
+    keychain = Keychain.from_docker_config(json.dumps(document))
+    for flaw in keychain.skipped:
+        click.echo(f"tagpin: {path}: {flaw}", err=True)
+    return keychain
+
+
+def _print_text(pins: Sequence[Pin | Failure]) -> None:
+    resolved = [pin for pin in pins if isinstance(pin, Pin)]
+    if not sys.stdout.isatty():
+        for pin in resolved:
+            click.echo(pin.image if pin.source is Source.GIVEN else f"{pin.image}@{pin.digest}")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("IMAGE", overflow="fold")
+    table.add_column("DIGEST", overflow="fold")
+    for pin in resolved:
+        table.add_row(pin.image, str(pin.digest))
+    if resolved:
+        Console().print(table)
+
+
+def _yaml(document: object) -> str:
+    return yaml.safe_dump(document, sort_keys=False)

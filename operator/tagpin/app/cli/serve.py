@@ -1,0 +1,24 @@
+"""`tagpin serve`."""
+
+from pathlib import Path
+
+import click
+
+from tagpin.app.logs import configure
+from tagpin.app.wiring import read_settings
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="TAGPIN_CONFIG",
+    help="The YAML file with the settings; TAGPIN_… variables override its keys.",
+)
+def serve(config: Path | None) -> None:
+    """Answer the admission webhooks of a cluster."""
+    settings = read_settings(config)
+    configure(settings.log_level, settings.log_format)
+    from tagpin.app.serve import serve as run  # noqa: PLC0415 kopf takes a second to import
+
+    run(settings)

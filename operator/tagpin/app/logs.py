@@ -1,0 +1,89 @@
+"""Logs: one line per record, JSON for machines or text for people; one line per decision."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from tagpin import workload
+from tagpin.pinning import Admission, Verdict
+from tagpin.pins import Failure
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "settings"}
+
+decisions = logging.getLogger("tagpin.decisions")
+
+
+class JsonLines(logging.Formatter):
+    """Time, level, logger and message, and what was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One JSON object, on one line."""
+        line = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class Text(logging.Formatter):
+    """The same for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and a traceback below it where there is one."""
+        extra = "".join(f" {key}={value!r}" for key, value in _extra(record).items())
+        line = f"{_time(record)} {record.levelname:7} {record.getMessage()!s}{extra}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def configure(level: str, style: str) -> None:
+    """Send everything to stderr, in one format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if style == "json" else Text())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # kopf logs every admission twice, and every refusal as a failure of its handler.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None:
+    """One line about one pod (`tagpin.cluster.admission.Observer`); no secrets are in it."""
+    if not decisions.isEnabledFor(logging.INFO):
+        return
+    failures = {name: pin.message for name, pin in verdict.pins.items() if isinstance(pin, Failure)}
+    extra: dict[str, Any] = {
+        "mode": admission.mode.value,
+        "operation": admission.operation.lower(),
+        "namespace": admission.namespace,
+        "pod": workload.display_name(admission.pod),
+        "result": verdict.result.value,
+        "pins": {name: pin.to_json() for name, pin in verdict.pins.items()},
+        "milliseconds": round(seconds * 1000, 2),
+    }
+    if revision := workload.revision(admission.pod):
+        extra["revision"] = str(revision)
+    if admission.dry_run:
+        extra["dry_run"] = True
+    if failures:
+        extra["failures"] = failures
+    level = logging.WARNING if failures or not verdict.allowed else logging.INFO
+    decisions.log(level, "pod %s", verdict.result.value, extra=extra)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _extra(record: logging.LogRecord) -> Mapping[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}

@@ -1,0 +1,118 @@
+"""What `/metrics` tells. Labels are small closed sets, and registries up to a bound."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tagpin import __version__
+from tagpin.cache import Use
+from tagpin.pinning import Admission, Verdict
+from tagpin.pins import Failure
+from tagpin.registry.client import Exchange
+
+MAX_REGISTRIES = 100
+"""Registries with a label value of their own: whoever creates pods can make up more."""
+OTHER = "other"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._registries: set[str] = set()
+        self.admissions = Counter(
+            "tagpin_admissions",
+            "Pods decided about.",
+            ["mode", "result"],
+            registry=self._registry,
+        )
+        self.admission_seconds = Histogram(
+            "tagpin_admission_duration_seconds",
+            "Time from review to decision.",
+            ["mode"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.images_pinned = Counter(
+            "tagpin_images_pinned",
+            "Images with a digest, by where it came from.",
+            ["mode", "source"],
+            registry=self._registry,
+        )
+        self.images_unpinned = Counter(
+            "tagpin_images_unpinned",
+            "Images without a digest, by reason.",
+            ["mode", "reason"],
+            registry=self._registry,
+        )
+        self.refused_requests = Counter(
+            "tagpin_refused_requests",
+            "Requests that are no review of a pod.",
+            ["code"],
+            registry=self._registry,
+        )
+        self.registry_requests = Counter(
+            "tagpin_registry_requests",
+            "Requests to registries; code is a status, or why none came.",
+            ["registry", "method", "code"],
+            registry=self._registry,
+        )
+        self.registry_seconds = Histogram(
+            "tagpin_registry_request_duration_seconds",
+            "Time of a request to a registry.",
+            ["registry"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.cache_uses = Counter(
+            "tagpin_cache_uses",
+            "Look-ups of tags in the cache.",
+            ["use"],
+            registry=self._registry,
+        )
+        self.events_dropped = Counter(
+            "tagpin_events_dropped",
+            "Events on workloads that were not written.",
+            registry=self._registry,
+        )
+        self.certificate_expiry = Gauge(
+            "tagpin_certificate_expiry_timestamp_seconds",
+            "When the serving certificate expires, in Unix time.",
+            registry=self._registry,
+        )
+        self.ready = Gauge(
+            "tagpin_ready", "Whether this replica takes reviews.", registry=self._registry
+        )
+        Gauge("tagpin_build_info", "The version.", ["version"], registry=self._registry).labels(
+            __version__
+        ).set(1)
+
+    def observe_admission(self, admission: Admission, verdict: Verdict, seconds: float) -> None:
+        """Count one decision (`tagpin.cluster.admission.Observer`)."""
+        mode = admission.mode.value
+        self.admissions.labels(mode, verdict.result.value).inc()
+        self.admission_seconds.labels(mode).observe(seconds)
+        for pin in verdict.pins.values():
+            if isinstance(pin, Failure):
+                self.images_unpinned.labels(mode, pin.reason.value).inc()
+            else:
+                self.images_pinned.labels(mode, pin.source.value).inc()
+
+    def observe_registry(self, exchange: Exchange) -> None:
+        """Count one request to a registry."""
+        registry = exchange.registry
+        if registry not in self._registries:
+            if len(self._registries) >= MAX_REGISTRIES:
+                registry = OTHER
+            self._registries.add(registry)
+        self.registry_requests.labels(registry, exchange.method, exchange.code).inc()
+        self.registry_seconds.labels(registry).observe(exchange.seconds)
+
+    def observe_cache(self, use: Use) -> None:
+        """Count one use of the cache of digests."""
+        self.cache_uses.labels(use.value).inc()
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)

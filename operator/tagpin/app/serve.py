@@ -1,0 +1,109 @@
+"""Running the operator: kopf on our own entry point, around our own webhook server."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import kopf
+import uvloop
+from kopf._cogs.structs.references import Insights, Resource
+from kopf._core.reactor.inventory import ResourceMemories
+
+from tagpin.app.health import serve_health
+from tagpin.app.wiring import Operator, assemble
+from tagpin.errors import ConfigurationError
+from tagpin.settings import Settings
+
+PODS = Resource("", "v1", "pods", kind="Pod", singular="pod", namespaced=True)
+
+log = logging.getLogger(__name__)
+
+
+class NoMemories(ResourceMemories):
+    """kopf keeps a record for every admitted UPDATE, for ever; this keeps none."""
+
+    async def recall_memo(self, raw_body: Any, *, memobase: Any = None, **_: Any) -> Any:
+        """Make a record that is thrown away."""
+        return await super().recall_memo(raw_body, memobase=memobase, ephemeral=True)
+
+
+class Endless:
+    """Seconds between attempts at the API; unlike kopf's own, they never run out."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (1, 2, 3, 5, 8)
+        while True:
+            yield 10
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain; raises ConfigurationError."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    async with assemble(settings) as operator:
+        # Tasks that exist before kopf starts are not its to cancel.
+        background = [
+            asyncio.create_task(operator.certificate.run()),
+            asyncio.create_task(operator.events.run()),
+        ]
+        try:
+            health = serve_health(
+                address=settings.address,
+                port=settings.health_port,
+                not_ready=operator.not_ready,
+                metrics=operator.metrics,
+            )
+            async with health:
+                kopf_task = asyncio.create_task(_run_kopf(operator))
+                await asyncio.wait([kopf_task, *background], return_when=asyncio.FIRST_COMPLETED)
+                kopf_task.cancel()
+                for task in (kopf_task, *background):
+                    if task.done() and not task.cancelled():
+                        task.result()
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen: {error}") from error
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _run_kopf(operator: Operator) -> None:
+    """Run kopf's side: it hands reviews from our server to our handlers."""
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.networking.error_backoffs = Endless()
+    settings.admission.server = operator.server  # and no `managed`: the manifests are ours
+    insights = Insights()
+    insights.webhook_resources.add(PODS)
+    insights.ready_resources.set()  # listen now, whatever the API server does
+    stop, ready = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(
+        kopf.operator(
+            registry=operator.handlers,
+            settings=settings,
+            insights=insights,
+            memories=NoMemories(),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+    )
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        log.info("draining for %g s", operator.settings.drain)
+        operator.server.drain()
+        loop.call_later(operator.settings.drain, stop.set)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, drain)  # in place of kopf's own, which closes at once
+    await task

@@ -1,0 +1,173 @@
+"""The one place that builds objects and connects them."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import kopf
+import yaml
+
+from tagpin.app.logs import log_decision
+from tagpin.app.metrics import Metrics
+from tagpin.cluster import admission
+from tagpin.cluster.api import connect, disconnect
+from tagpin.cluster.credentials import ClusterPullSecrets
+from tagpin.cluster.events import EventRecorder
+from tagpin.cluster.server import WebhookServer
+from tagpin.cluster.tls import CertificateKeeper
+from tagpin.errors import ConfigurationError
+from tagpin.pinning import Pinner
+from tagpin.policy import Rules
+from tagpin.registry.client import RegistryClient, RegistrySettings
+from tagpin.registry.guard import DEFAULT_RULES, AddressRules
+from tagpin.registry.resolver import RegistryResolver
+from tagpin.settings import Registry, Settings
+
+PROTECTED = "kube-system"
+
+
+def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """The file's keys, overridden by the environment's; raises ConfigurationError."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(f"{path} is no readable YAML: {reason}") from error
+        if not isinstance(document, dict | None):
+            raise ConfigurationError(f"{path}: expected keys and values")
+        values = document or {}
+    return Settings.from_mapping(values | Settings.from_environment(environment))
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The parts of one serving process."""
+
+    settings: Settings
+    metrics: Metrics
+    certificate: CertificateKeeper
+    events: EventRecorder
+    server: WebhookServer
+    handlers: kopf.OperatorRegistry
+
+    def not_ready(self) -> str | None:
+        """Why this replica takes no reviews, None where it does."""
+        if self.server.is_draining:
+            return "draining"
+        if not self.certificate.is_valid(datetime.now(UTC)):
+            return "no valid certificate yet"
+        if not self.server.is_listening:
+            return "not listening yet"
+        return None
+
+
+@asynccontextmanager
+async def assemble(
+    settings: Settings, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[Operator]:
+    """Build a serving process; raises ConfigurationError before anything has begun."""
+    kubeconfig = environment.get("KUBECONFIG")
+    metrics = Metrics()
+    rules = Rules.from_settings(settings.exempt, (PROTECTED, settings.namespace))
+    registries = tuple(map(_registry, settings.registries))
+    client = RegistryClient(
+        registries=registries,
+        rules=_address_rules(settings, environment),
+        observe=metrics.observe_registry,
+    )
+    api = await connect(Path(kubeconfig) if kubeconfig else None)
+    try:
+        async with client:
+            resolver = RegistryResolver(
+                client,
+                cache_size=settings.cache_size,
+                stale_if_error=settings.stale_if_error,
+                observe=metrics.observe_cache,
+            )
+            pull_secrets = ClusterPullSecrets(api)
+            pinner = Pinner(
+                resolver,
+                pull_secrets,
+                rules=rules,
+                freshness=settings.freshness,
+                budget=settings.budget,
+            )
+            events = EventRecorder(
+                api, instance=settings.pod_name, dropped=metrics.events_dropped.inc
+            )
+            certificate = CertificateKeeper(
+                api,
+                names=_certificate_names(settings),
+                directory=Path(settings.certificate_directory),
+                namespace=settings.namespace,
+                secret=settings.certificate_secret,
+                configuration=settings.webhook_configuration,
+            )
+            server = WebhookServer(
+                certificate,
+                paths=admission.PATHS,
+                address=settings.address,
+                port=settings.webhook_port,
+                refused=lambda status: metrics.refused_requests.labels(str(status)).inc(),
+            )
+            handlers = kopf.OperatorRegistry()
+            observers = (metrics.observe_admission, log_decision, events.record)
+            admission.register(handlers, pinner, observers)
+            operator = Operator(settings, metrics, certificate, events, server, handlers)
+            metrics.ready.set_function(lambda: float(operator.not_ready() is None))
+            metrics.certificate_expiry.set_function(partial(_expiry, certificate))
+            yield operator
+            await resolver.aclose()
+            await pull_secrets.close()
+    finally:
+        await disconnect(api)
+
+
+def _expiry(certificate: CertificateKeeper) -> float:
+    return certificate.expires.timestamp() if certificate.expires else 0.0
+
+
+def _certificate_names(settings: Settings) -> tuple[str, ...]:
+    """The names of the Service that API servers may use, and the configured ones."""
+    service = f"{settings.service_name}.{settings.namespace}"
+    return (
+        f"{service}.svc",
+        f"{service}.svc.cluster.local",
+        service,
+        *settings.certificate_names,
+    )
+
+
+def _registry(registry: Registry) -> RegistrySettings:
+    try:
+        ca = Path(registry.ca_file).read_text(encoding="ascii") if registry.ca_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"registries: caFile of {registry.host}: {registry.ca_file!r}: {error}"
+        ) from error
+    return RegistrySettings(
+        host=registry.host,
+        http=registry.http,
+        credentials_over_http=registry.credentials_over_http,
+        ca=ca,
+    )
+
+
+def _address_rules(settings: Settings, environment: Mapping[str, str]) -> AddressRules:
+    """The built-in ranges, the configured ones, and the API server's own address."""
+    blocked = list(settings.blocked_networks)
+    with contextlib.suppress(ValueError):  # not in a cluster, or by a name
+        blocked.append(str(ip_address(environment.get("KUBERNETES_SERVICE_HOST", ""))))
+    try:
+        return DEFAULT_RULES.blocking(*blocked)
+    except ValueError as error:
+        raise ConfigurationError(f"blockedNetworks: {error}") from error

@@ -1,0 +1,117 @@
+"""Pull secrets of a pod, read by name when needed and held for seconds."""
+
+import asyncio
+import base64
+import binascii
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kubernetes.aio.client import ApiClient, CoreV1Api
+
+from tagpin.cache import Cache
+from tagpin.cluster.api import asking
+from tagpin.errors import ClusterError
+from tagpin.keychain import InvalidDockerConfig, Keychain
+from tagpin.pinning import Access
+
+HELD = 10.0
+"""Seconds for which a Secret or a ServiceAccount is held."""
+MISSING = 2.0
+"""Seconds for which one that could not be read is not asked for again."""
+MAX_HELD = 1000
+MAX_NAMES = 20
+"""Pull secrets of one pod: each is a call to the API."""
+ATTEMPT = 3.0
+"""Seconds for one call to the API."""
+
+_KEYS = {
+    "kubernetes.io/dockerconfigjson": ".dockerconfigjson",
+    "kubernetes.io/dockercfg": ".dockercfg",
+}
+
+_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+
+
+class ClusterPullSecrets:
+    """Implements `tagpin.pinning.PullSecrets`. Secrets are only ever read by name, with `get`."""
+
+    def __init__(self, client: ApiClient, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._core = CoreV1Api(client)
+        self._secrets: Cache[tuple[str, str], Access] = _held(clock)
+        self._accounts: Cache[tuple[str, str], tuple[str, ...]] = _held(clock)
+
+    async def read(self, namespace: str, names: Sequence[str], service_account: str) -> Access:
+        """The pod's pull secrets, else those of its ServiceAccount, in their order.
+
+        As for a kubelet, a Secret that is missing or of another type is none.
+        """
+        remarks: list[str] = []
+        if not names:
+            try:
+                names = await self._names(namespace, service_account)
+            except ClusterError as error:
+                remarks.append(str(error))
+        if len(names) > MAX_NAMES:
+            remarks.append(f"only the first {MAX_NAMES} pull secrets were read")
+        accesses = await asyncio.gather(
+            *(self._secret(namespace, name) for name in names[:MAX_NAMES])
+        )
+        return Access(
+            Keychain.merged(access.keychain for access in accesses),
+            (*remarks, *(remark for access in accesses for remark in access.remarks)),
+        )
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._secrets.aclose()
+        await self._accounts.aclose()
+
+    async def _names(self, namespace: str, service_account: str) -> tuple[str, ...]:
+        async def load() -> tuple[str, ...]:
+            request = f"read ServiceAccount {_checked(service_account)}"
+            async with asking(request, seconds=ATTEMPT):
+                account = await self._core.read_namespaced_service_account(
+                    service_account, namespace
+                )
+            references = account.image_pull_secrets or []
+            return tuple(reference.name for reference in references if reference.name)
+
+        return (await self._accounts.get((namespace, service_account), load)).value
+
+    async def _secret(self, namespace: str, name: str) -> Access:
+        async def load() -> Access:
+            async with asking(f"read pull secret {_checked(name)}", seconds=ATTEMPT):
+                secret = await self._core.read_namespaced_secret(name, namespace)
+            return parse_secret(name, secret.type or "", secret.data or {})
+
+        try:
+            return (await self._secrets.get((namespace, name), load)).value
+        except ClusterError as error:
+            return Access(Keychain(), (str(error),))
+
+
+def _held(clock: Callable[[], float]) -> Cache[tuple[str, str], Any]:
+    return Cache(
+        maxsize=MAX_HELD, clock=clock, lifetime=lambda _: HELD, error_age=lambda _: MISSING
+    )
+
+
+def _checked(name: str) -> str:
+    """A name fit for a path of the API: nobody has validated the pod yet."""
+    if not _NAME.fullmatch(name):
+        raise ClusterError(f"{name[:80]!r} is no name of a Kubernetes object")
+    return name
+
+
+def parse_secret(name: str, kind: str, data: Mapping[str, str | bytes]) -> Access:
+    """Read a Secret's base64 data; what is wrong with it becomes a remark that names it."""
+    key = _KEYS.get(kind)
+    if key is None or not data.get(key):
+        return Access(Keychain(), (f"pull secret {name} holds no docker config",))
+    try:
+        keychain = Keychain.from_docker_config(base64.b64decode(data[key], validate=True))
+    except (InvalidDockerConfig, binascii.Error) as error:
+        return Access(Keychain(), (f"pull secret {name} is of no use: {error}",))
+    return Access(keychain, tuple(f"pull secret {name}: {flaw}" for flaw in keychain.skipped))

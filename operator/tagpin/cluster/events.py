@@ -1,0 +1,121 @@
+"""Events on workloads: nobody sees the warnings about a Deployment's pods."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from cachetools import TTLCache
+from kubernetes.aio.client import (
+    ApiClient,
+    CoreV1Api,
+    CoreV1Event,
+    V1EventSource,
+    V1ObjectMeta,
+    V1ObjectReference,
+)
+
+from tagpin import workload
+from tagpin.cluster.api import asking
+from tagpin.errors import ClusterError
+from tagpin.pinning import Admission, Verdict
+
+QUIET = 300.0
+"""Seconds for which the same Event on the same object is not written again."""
+MAX_PER_NAMESPACE = 100
+"""Events in one namespace within `QUIET`: whoever can create pods can make up workloads."""
+MAX_QUIET = 4096
+MAX_WAITING = 256
+"""Events that wait to be written; more are dropped and counted."""
+MAX_NOTE = 1024
+"""Characters of an Event's message (API: Event.message)."""
+REASON = "ImageNotPinned"
+
+log = logging.getLogger(__name__)
+
+
+class EventRecorder:
+    """Writes a Warning Event for every notice of a verdict, behind the answers' back."""
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        instance: str,
+        dropped: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._core = CoreV1Api(client)
+        self._instance = instance
+        self._dropped = dropped
+        self._waiting: asyncio.Queue[tuple[str, CoreV1Event]] = asyncio.Queue(MAX_WAITING)
+        self._written: TTLCache[tuple[str, ...], bool] = TTLCache(MAX_QUIET, QUIET, timer=clock)
+        self._spent: TTLCache[str, int] = TTLCache(MAX_QUIET, QUIET, timer=clock)
+
+    def record(self, admission: Admission, verdict: Verdict, _seconds: float) -> None:
+        """Queue the notices of one decision (`tagpin.cluster.admission.Observer`)."""
+        if admission.dry_run or not verdict.notices:
+            return
+        involved = _involved(admission)
+        for notice in verdict.notices:
+            key = (admission.namespace, str(involved.kind), str(involved.name), notice)
+            spent = self._spent.get(admission.namespace, 0)
+            if key in self._written:
+                continue
+            if spent >= MAX_PER_NAMESPACE:
+                self._dropped()
+                continue
+            try:
+                self._waiting.put_nowait((admission.namespace, self._event(involved, notice)))
+            except asyncio.QueueFull:
+                self._dropped()
+            else:
+                self._written[key] = True
+                self._spent[admission.namespace] = spent + 1
+
+    async def run(self) -> None:
+        """Write what is queued, one at a time, until cancelled."""
+        while True:
+            namespace, event = await self._waiting.get()
+            try:
+                async with asking(f"write an Event in {namespace}"):
+                    await self._core.create_namespaced_event(namespace, event)
+            except ClusterError as error:
+                self._dropped()
+                # A namespace that is going away takes no Events: no fault of anybody's.
+                log.debug("an Event is lost", extra={"error": str(error)})
+
+    def _event(self, involved: V1ObjectReference, notice: str) -> CoreV1Event:
+        now = datetime.now(UTC)
+        return CoreV1Event(
+            metadata=V1ObjectMeta(generate_name="tagpin-", namespace=involved.namespace),
+            involved_object=involved,
+            type="Warning",
+            reason=REASON,
+            message=notice if len(notice) <= MAX_NOTE else notice[: MAX_NOTE - 1] + "…",
+            first_timestamp=now,
+            last_timestamp=now,
+            count=1,
+            source=V1EventSource(component="tagpin", host=self._instance),
+            reporting_component="tagpin.dev/webhook",
+            reporting_instance=self._instance,
+        )
+
+
+def _involved(admission: Admission) -> V1ObjectReference:
+    """The pod's controller, else the pod itself (it has no uid yet)."""
+    if owner := workload.controller(admission.pod):
+        return V1ObjectReference(
+            api_version=owner.api_version,
+            kind=owner.kind,
+            name=owner.name,
+            uid=owner.uid,
+            namespace=admission.namespace,
+        )
+    return V1ObjectReference(
+        api_version="v1",
+        kind="Pod",
+        name=workload.display_name(admission.pod),
+        namespace=admission.namespace,
+    )
