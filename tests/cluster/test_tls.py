@@ -1,0 +1,501 @@
+"""The Secret and the caBundle on a real API server, with the rights of tagpin's own account."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+import pytest
+from cryptography import x509
+
+from cluster.controlplane import PROGRAMS, ControlPlane
+from cluster.requirement import require_programs
+from tagpin.certificates import (
+    CA_CERTIFICATE,
+    CA_KEY,
+    CERTIFICATE,
+    KEY,
+    Pair,
+    issue_ca,
+    issue_serving,
+    parse_certificates,
+    to_pem,
+)
+from tagpin.cluster.api import connect, disconnect
+from tagpin.cluster.tls import CertificateKeeper
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+NAMES = ("tagpin.tagpin-system.svc", "127.0.0.1")
+BASE = Path(__file__).parents[2] / "manifests" / "base"
+CONFIGURATION = BASE / "mutatingwebhookconfiguration.yaml"
+WEBHOOKS = 4
+
+Authorities = frozenset[x509.Certificate]
+
+
+class Cluster:
+    """A control plane with tagpin's manifests, and what tests do to the two objects."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self.kubectl = control_plane.kubectl
+        self.kubectl("apply", "-k", str(BASE))
+        self.kubeconfig = control_plane.kubeconfig_for_token(
+            control_plane.token("tagpin-system", "tagpin")
+        )
+
+    def reset(self) -> None:
+        """The two objects as they are right after installation."""
+        self.kubectl("delete", "-f", str(CONFIGURATION), "--ignore-not-found")
+        self.kubectl("-n", "tagpin-system", "delete", "secret", "tagpin-tls", "--ignore-not-found")
+        self.kubectl("apply", "-f", str(CONFIGURATION), "-f", str(BASE / "secret.yaml"))
+
+    @property
+    def secret(self) -> dict[str, bytes]:
+        text = self.kubectl("-n", "tagpin-system", "get", "secret", "tagpin-tls", "-ojson").stdout
+        data = json.loads(text).get("data", {})
+        return {name: base64.b64decode(value) for name, value in data.items()}
+
+    def write_secret(self, data: dict[str, bytes] | None) -> None:
+        """Replace all of its data; None empties it, as an administrator would for a new CA."""
+        encoded = {name: base64.b64encode(value).decode() for name, value in (data or {}).items()}
+        patch = json.dumps([{"op": "add", "path": "/data", "value": encoded}])
+        self.kubectl(
+            *("-n", "tagpin-system", "patch", "secret", "tagpin-tls", "--type=json", "-p", patch)
+        )
+
+    @property
+    def bundles(self) -> list[Authorities]:
+        """The caBundle of each webhook."""
+        text = self.kubectl("get", "mutatingwebhookconfiguration", "tagpin", "-ojson").stdout
+        encoded = [each["clientConfig"].get("caBundle") for each in json.loads(text)["webhooks"]]
+        return [
+            frozenset(parse_certificates(base64.b64decode(each))) if each else frozenset()
+            for each in encoded
+        ]
+
+    def write_bundle(self, webhook: int, authorities: Authorities) -> None:
+        """What a person with rights does by mistake."""
+        value = base64.b64encode(to_pem(authorities)).decode()
+        path = f"/webhooks/{webhook}/clientConfig/caBundle"
+        patch = json.dumps([{"op": "add", "path": path, "value": value}])
+        self.kubectl("patch", "mutatingwebhookconfiguration", "tagpin", "--type=json", "-p", patch)
+
+    def are_exactly(self, secret: dict[str, bytes]) -> bool:
+        """Whether every caBundle holds the CAs of the Secret and nothing else."""
+        return self.bundles == [frozenset(parse_certificates(secret[CA_CERTIFICATE]))] * WEBHOOKS
+
+    def is_published(self) -> bool:
+        return self.are_exactly(self.secret)
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Cluster]:
+    """A control plane of its own: other tests use the same names."""
+    require_programs(*PROGRAMS)
+    with ControlPlane(scheduler=False, nodes=0) as control_plane:
+        yield Cluster(control_plane)
+
+
+@pytest.fixture
+def cluster(installed: Cluster) -> Cluster:
+    installed.reset()
+    return installed
+
+
+@contextlib.asynccontextmanager
+async def replica(
+    kubeconfig: Path,
+    *,
+    directory: Path | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    api_interval: float = 0.3,
+) -> AsyncIterator[CertificateKeeper]:
+    client = await connect(kubeconfig)
+    keeper = CertificateKeeper(
+        client,
+        names=NAMES,
+        directory=directory,
+        volume_interval=0.05,
+        api_interval=api_interval,
+        settling=0.2,
+        clock=clock,
+    )
+    task = asyncio.create_task(keeper.run())
+    try:
+        yield keeper
+        assert not task.done()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await disconnect(client)
+
+
+async def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
+    """Ask, in a thread, until it is so."""
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(is_so):  # noqa: ASYNC110 - nothing signals it
+            await asyncio.sleep(0.02)
+
+
+async def ready(*keepers: CertificateKeeper) -> None:
+    async with asyncio.timeout(20):
+        for keeper in keepers:
+            await keeper.ready.wait()
+
+
+def served(keeper: CertificateKeeper, trusted: Authorities) -> x509.Certificate:
+    """What a strict client that trusts these CAs is served; raises ssl.SSLError if it refuses."""
+    client_side = ssl.create_default_context(cadata=to_pem(trusted).decode())
+    client_side.verify_flags |= ssl.VERIFY_X509_STRICT
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_side.wrap_bio(to_client, to_server, server_hostname=NAMES[0])
+    server = keeper.context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    der = client.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
+
+
+def pair_of(secret: dict[str, bytes]) -> Pair:
+    return Pair.parse(secret[CERTIFICATE], secret[KEY])
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+class TestFirstStart:
+    async def test_replicas_that_race_end_with_one_ca(self, cluster: Cluster) -> None:
+        async with (
+            replica(cluster.kubeconfig) as one,
+            replica(cluster.kubeconfig) as two,
+            replica(cluster.kubeconfig) as three,
+        ):
+            await ready(one, two, three)
+            await until(cluster.is_published)
+            secret = cluster.secret
+            assert len(parse_certificates(secret[CA_CERTIFICATE])) == 1
+            for keeper in (one, two, three):
+                certificate = served(keeper, cluster.bundles[0])
+                assert certificate == pair_of(secret).certificate
+
+    async def test_nothing_is_written_where_nothing_is_due(self, cluster: Cluster) -> None:
+        async with replica(cluster.kubeconfig) as one, replica(cluster.kubeconfig) as two:
+            await ready(one, two)
+            await until(cluster.is_published)
+            before = versions(cluster)
+            await asyncio.sleep(1)
+            assert versions(cluster) == before
+
+    async def test_a_missing_secret_is_told_and_awaited(
+        self, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cluster.kubectl("-n", "tagpin-system", "delete", "secret", "tagpin-tls")
+        async with replica(cluster.kubeconfig) as keeper:
+            remedy = (
+                "does not exist: apply tagpin's manifests again (kubectl apply -k manifests/base)"
+            )
+            await until(lambda: f"Secret tagpin-system/tagpin-tls {remedy}" in errors(caplog))
+            assert not keeper.ready.is_set()
+            cluster.kubectl("apply", "-f", str(BASE / "secret.yaml"))
+            await ready(keeper)
+
+
+def versions(cluster: Cluster) -> list[str]:
+    return [
+        cluster.kubectl(*get, "-o", "jsonpath={.metadata.resourceVersion}").stdout
+        for get in (
+            ("get", "mutatingwebhookconfiguration", "tagpin"),
+            ("-n", "tagpin-system", "get", "secret", "tagpin-tls"),
+        )
+    ]
+
+
+class TestBundle:
+    async def test_apply_changes_neither_bundle_nor_secret(self, cluster: Cluster) -> None:
+        async with replica(cluster.kubeconfig) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            secret = cluster.secret
+            cluster.kubectl("apply", "-k", str(BASE))
+            assert cluster.secret == secret
+            assert cluster.is_published()
+            cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(BASE))
+            assert cluster.secret == secret
+            assert cluster.is_published()
+
+    async def test_an_edit_is_repaired_at_once(self, cluster: Cluster) -> None:
+        # The long interval leaves it to the watch.
+        async with replica(cluster.kubeconfig, api_interval=600) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            (ours,) = {*cluster.bundles}
+            cluster.write_bundle(2, frozenset(issue_ca(NOW).chain))
+            await until(lambda: all(ours <= bundle for bundle in cluster.bundles))
+
+    async def test_a_strange_ca_is_removed(self, cluster: Cluster) -> None:
+        async with replica(cluster.kubeconfig) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            cluster.write_bundle(1, cluster.bundles[1] | {*issue_ca(NOW).chain})
+            assert not cluster.is_published()
+            await until(cluster.is_published)
+
+    async def test_a_configuration_made_again_gets_it_back(
+        self, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with replica(cluster.kubeconfig, api_interval=600) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            cluster.kubectl("delete", "mutatingwebhookconfiguration", "tagpin")
+            await until(lambda: any("MutatingWebhookConfig" in each for each in errors(caplog)))
+            cluster.kubectl("apply", "-f", str(CONFIGURATION))
+            await until(cluster.is_published)
+
+    async def test_a_configuration_that_comes_later_gets_it(self, cluster: Cluster) -> None:
+        cluster.kubectl("delete", "mutatingwebhookconfiguration", "tagpin")
+        async with replica(cluster.kubeconfig, api_interval=600) as keeper:
+            await ready(keeper)
+            await asyncio.sleep(0.3)
+            cluster.kubectl("apply", "-f", str(CONFIGURATION))
+            await until(cluster.is_published)
+
+
+class TestRenewal:
+    async def test_a_due_certificate_is_renewed_once_for_all(self, cluster: Cluster) -> None:
+        late = timedelta()
+
+        def clock() -> datetime:
+            return datetime.now(UTC) + late
+
+        async with (
+            replica(cluster.kubeconfig, clock=clock) as one,
+            replica(cluster.kubeconfig, clock=clock) as two,
+        ):
+            await ready(one, two)
+            before = cluster.secret
+            late = timedelta(days=61)
+            await until(lambda: cluster.secret[CERTIFICATE] != before[CERTIFICATE])
+            after = cluster.secret
+            assert after[CA_CERTIFICATE] == before[CA_CERTIFICATE]
+            await until(lambda: {one.expires, two.expires} == {pair_of(after).expires})
+            await asyncio.sleep(0.7)
+            assert cluster.secret == after
+
+    async def test_clients_trust_what_is_served_at_all_times_while_the_ca_changes(
+        self, cluster: Cluster
+    ) -> None:
+        old = issue_ca(NOW - timedelta(days=2500))
+        serving = issue_serving(old, NAMES, NOW - timedelta(days=10))
+        cluster.write_secret(
+            {
+                CA_CERTIFICATE: old.certificate_pem,
+                CA_KEY: old.key_pem,
+                CERTIFICATE: serving.certificate_pem,
+                KEY: serving.key_pem,
+            }
+        )
+        for webhook in range(WEBHOOKS):
+            cluster.write_bundle(webhook, frozenset(old.chain))
+        async with replica(cluster.kubeconfig) as one, replica(cluster.kubeconfig) as two:
+            await ready(one, two)
+            seen = set()
+            async with asyncio.timeout(20):
+                while True:
+                    trusted = frozenset.intersection(
+                        *await asyncio.to_thread(lambda: cluster.bundles)
+                    )
+                    now_served = {served(keeper, trusted) for keeper in (one, two)}
+                    seen |= now_served
+                    if len(now_served) == 1 and serving.certificate not in now_served:
+                        break
+            assert serving.certificate in seen
+            assert len(seen) == 2
+            secret = cluster.secret
+            assert parse_certificates(secret[CA_CERTIFICATE])[0] == old.certificate
+            assert cluster.is_published()
+
+    async def test_an_emptied_secret_gets_a_new_ca_and_clients_never_notice(
+        self, cluster: Cluster
+    ) -> None:
+        # `slow` would sleep through all of it, were it not for the watch.
+        async with replica(cluster.kubeconfig, api_interval=2) as slow:
+            await ready(slow)
+            await until(cluster.is_published)
+            before = cluster.secret
+            cluster.write_secret(None)
+            async with replica(cluster.kubeconfig, api_interval=2) as fresh:
+                await ready(fresh)
+                await until(lambda: len(cluster.bundles[0]) == 2)
+                old, new = (pair_of(each).certificate for each in (before, cluster.secret))
+                assert served(fresh, cluster.bundles[0]) == new
+                await until(lambda: served(slow, cluster.bundles[0]) != old)
+                assert served(slow, cluster.bundles[0]) == new
+                await until(cluster.is_published)
+                assert len(cluster.bundles[0]) == 1
+
+    async def test_broken_content_of_ours_is_issued_again(self, cluster: Cluster) -> None:
+        async with replica(cluster.kubeconfig) as keeper:
+            await ready(keeper)
+            before = cluster.secret
+            cluster.write_secret(before | {KEY: b"junk"})
+            await until(lambda: cluster.secret[KEY] != b"junk")
+            after = cluster.secret
+            assert after[CA_CERTIFICATE] == before[CA_CERTIFICATE]
+            await until(lambda: keeper.expires == pair_of(after).expires)
+
+
+class TestSomeoneElsesCertificate:
+    def foreign(self) -> dict[str, bytes]:
+        ca = issue_ca(NOW)
+        serving = issue_serving(ca, NAMES, NOW - timedelta(days=70))
+        return {
+            CA_CERTIFICATE: ca.certificate_pem,
+            CERTIFICATE: serving.certificate_pem,
+            KEY: serving.key_pem,
+        }
+
+    async def test_it_is_served_and_never_rewritten(self, cluster: Cluster) -> None:
+        foreign = self.foreign()
+        cluster.write_secret(foreign)
+        async with replica(cluster.kubeconfig) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            assert served(keeper, cluster.bundles[0]) == pair_of(foreign).certificate
+            await asyncio.sleep(0.7)
+            assert cluster.secret == foreign
+
+    async def test_clients_trust_what_is_served_at_all_times_while_its_ca_changes(
+        self, cluster: Cluster
+    ) -> None:
+        first, second = self.foreign(), self.foreign()
+        cluster.write_secret(first)
+        async with replica(cluster.kubeconfig) as one, replica(cluster.kubeconfig) as two:
+            await ready(one, two)
+            await until(cluster.is_published)
+            cluster.write_secret(second)
+            async with asyncio.timeout(20):
+                while True:
+                    trusted = await asyncio.to_thread(lambda: cluster.bundles[0])
+                    now_served = {served(keeper, trusted) for keeper in (one, two)}
+                    if now_served == {pair_of(second).certificate}:
+                        break
+            await until(cluster.is_published)
+
+    async def test_broken_content_leaves_the_old_certificate_in_service(
+        self, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        foreign = self.foreign()
+        cluster.write_secret(foreign)
+        async with replica(cluster.kubeconfig) as keeper:
+            await ready(keeper)
+            broken = foreign | {KEY: b"junk"}
+            cluster.write_secret(broken)
+            await until(lambda: any("not an unencrypted PEM" in each for each in errors(caplog)))
+            assert keeper.is_valid(NOW)
+            assert cluster.secret == broken
+            cluster.write_bundle(0, frozenset())
+            await until(lambda: cluster.are_exactly(foreign))
+
+
+class Gate:
+    """A way to the API server that can be shut."""
+
+    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+        config = json.loads(kubeconfig.read_text())
+        self._cluster = config["clusters"][0]["cluster"]
+        self._target = urlsplit(self._cluster["server"])
+        self._config = config
+        self._folder = folder
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.kubeconfig = folder / "gate.kubeconfig"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        self._cluster["server"] = f"https://127.0.0.1:{self._port}"
+        self.kubeconfig.write_text(json.dumps(self._config))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shut()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def shut(self) -> None:
+        """Refuse connections, and cut those that are open."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(self._target.hostname, self._target.port)
+        self._writers |= {writer, there[1]}
+        with contextlib.suppress(OSError):
+            await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+async def gate(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Gate]:
+    async with Gate(cluster.kubeconfig, tmp_path) as gate:
+        yield gate
+
+
+class TestApiAway:
+    async def test_the_volume_serves_and_the_rest_follows_when_it_is_back(
+        self, cluster: Cluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        async with replica(cluster.kubeconfig) as earlier:
+            await ready(earlier)
+        cluster.write_bundle(0, frozenset(issue_ca(NOW).chain))
+        secret = cluster.secret
+        volume = tmp_path / "volume"
+        volume.mkdir()
+        for name, content in secret.items():
+            (volume / name).write_bytes(content)
+
+        await gate.shut()
+        async with replica(gate.kubeconfig, directory=volume) as keeper:
+            await ready(keeper)
+            assert keeper.expires == pair_of(secret).expires
+            await asyncio.sleep(0.3)
+            assert not cluster.is_published()
+            await gate.open()
+            await until(cluster.is_published)
+            assert cluster.secret == secret
+
+    async def test_what_was_edited_meanwhile_is_repaired(
+        self, cluster: Cluster, gate: Gate
+    ) -> None:
+        async with replica(gate.kubeconfig) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            await gate.shut()
+            cluster.write_bundle(0, frozenset(issue_ca(NOW).chain))
+            await asyncio.sleep(0.3)
+            await gate.open()
+            await until(cluster.is_published)
