@@ -1,0 +1,444 @@
+"""What must be true of the manifests, whoever edits them next."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tagpin.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "manifests"
+BASE = MANIFESTS / "base"
+SYSTEM = "tagpin-system"
+
+Manifest = dict[str, Any]
+
+
+def load(file: Path) -> Manifest:
+    """The one object of a file."""
+    (document,) = yaml.safe_load_all(file.read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def base(kind: str) -> Manifest:
+    return load(BASE / f"{kind.lower()}.yaml")
+
+
+OBJECTS = {
+    file.name: load(file) for file in sorted(BASE.glob("*.yaml")) if file.stem != "kustomization"
+}
+WEBHOOKS = {entry["name"]: entry for entry in base("MutatingWebhookConfiguration")["webhooks"]}
+DEPLOYMENT = base("Deployment")
+POD = DEPLOYMENT["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+
+
+def keys(value: object) -> Iterator[str]:
+    """Every key of every mapping inside `value`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys(inner)
+
+
+# The files
+
+
+@pytest.mark.parametrize("folder", [file.parent for file in MANIFESTS.rglob("kustomization.yaml")])
+def test_every_manifest_is_in_its_kustomization(folder: Path) -> None:
+    kustomization = load(folder / "kustomization.yaml")
+    patches = [patch["path"] for patch in kustomization.get("patches", []) if "path" in patch]
+    named = {*kustomization.get("resources", []), *patches}
+    assert {name for name in named if name.endswith(".yaml")} == {
+        file.name for file in folder.glob("*.yaml") if file.name != "kustomization.yaml"
+    }
+    assert all((folder / name).exists() for name in named)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_a_file_holds_one_object_and_is_named_after_its_kind(name: str) -> None:
+    assert name == f"{OBJECTS[name]['kind'].lower()}.yaml"
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_every_object_says_what_it_belongs_to(name: str) -> None:
+    labels = OBJECTS[name]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/name"] == "tagpin"
+    assert labels["app.kubernetes.io/part-of"] == "tagpin"
+    if OBJECTS[name]["kind"] != "Namespace":
+        assert labels["app.kubernetes.io/component"] == "webhook"
+
+
+CLUSTER_WIDE = {
+    "Namespace": SYSTEM,
+    "ClusterRole": "tagpin",
+    "ClusterRoleBinding": "tagpin",
+    "MutatingWebhookConfiguration": "tagpin",
+}
+
+
+@pytest.mark.parametrize("manifest", OBJECTS.values(), ids=list(OBJECTS))
+def test_every_namespaced_object_is_in_our_namespace(manifest: Manifest) -> None:
+    metadata = manifest["metadata"]
+    if manifest["kind"] in CLUSTER_WIDE:
+        assert "namespace" not in metadata
+        assert metadata["name"] == CLUSTER_WIDE[manifest["kind"]]
+    else:
+        assert metadata["namespace"] == SYSTEM
+
+
+@pytest.mark.parametrize("manifest", OBJECTS.values(), ids=list(OBJECTS))
+def test_apply_owns_nothing_that_tagpin_writes(manifest: Manifest) -> None:
+    assert "caBundle" not in keys(manifest)
+    if manifest["kind"] == "Secret":
+        assert manifest.keys() == {"apiVersion", "kind", "metadata", "type"}
+
+
+# Rights
+
+
+def test_the_rights_in_the_cluster_are_these() -> None:
+    assert base("ClusterRole")["rules"] == [
+        {"apiGroups": [""], "resources": ["secrets", "serviceaccounts"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+        {
+            "apiGroups": ["admissionregistration.k8s.io"],
+            "resources": ["mutatingwebhookconfigurations"],
+            "resourceNames": ["tagpin"],
+            "verbs": ["get", "patch", "watch"],
+        },
+    ]
+    assert "aggregationRule" not in base("ClusterRole")
+
+
+def test_the_rights_in_our_own_namespace_are_these() -> None:
+    assert base("Role")["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["secrets"],
+            "resourceNames": ["tagpin-tls"],
+            "verbs": ["get", "update", "patch"],
+        }
+    ]
+    assert base("Secret")["metadata"]["name"] == "tagpin-tls"
+
+
+@pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
+def test_no_right_is_a_wildcard_and_no_secret_can_be_listed(kind: str) -> None:
+    for rule in base(kind)["rules"]:
+        assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+        if "secrets" in rule["resources"]:
+            assert not {"list", "watch", "create", "delete", "deletecollection"} & {*rule["verbs"]}
+
+
+@pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
+def test_the_rights_are_those_of_our_service_account_alone(kind: str) -> None:
+    binding = base(f"{kind}Binding")
+    assert binding["roleRef"] == {
+        "apiGroup": "rbac.authorization.k8s.io",
+        "kind": kind,
+        "name": base(kind)["metadata"]["name"],
+    }
+    account = base("ServiceAccount")["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": SYSTEM}]
+    assert POD["serviceAccountName"] == account
+
+
+def test_only_the_deployment_gets_a_token() -> None:
+    assert base("ServiceAccount")["automountServiceAccountToken"] is False
+    assert POD["automountServiceAccountToken"] is True
+
+
+# The pods
+
+
+@pytest.mark.parametrize("what", ["enforce", "audit", "warn"])
+def test_the_namespace_admits_restricted_pods_only(what: str) -> None:
+    labels = base("Namespace")["metadata"]["labels"]
+    assert labels[f"pod-security.kubernetes.io/{what}"] == "restricted"
+
+
+def test_the_container_is_confined() -> None:
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert POD["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & POD.keys()
+
+
+def test_memory_is_limited_and_cpu_is_not() -> None:
+    assert CONTAINER["resources"].keys() == {"requests", "limits"}
+    assert CONTAINER["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert CONTAINER["resources"]["limits"].keys() == {"memory"}
+
+
+def test_the_command_reads_the_settings_that_are_mounted() -> None:
+    assert CONTAINER["image"] == "tagpin"
+    assert CONTAINER["command"] == ["tagpin"]
+    assert CONTAINER["args"] == ["serve", "--config", "/etc/tagpin/config.yaml"]
+    assert list(base("ConfigMap")["data"]) == ["config.yaml"]
+    assert volume("config") == {"configMap": {"name": base("ConfigMap")["metadata"]["name"]}}
+    assert mount("config") == {"mountPath": "/etc/tagpin", "readOnly": True}
+
+
+def test_the_settings_are_valid_with_and_without_their_examples() -> None:
+    text = base("ConfigMap")["data"]["config.yaml"]
+    assert Settings.from_mapping(yaml.safe_load(text)) == Settings()
+
+    examples = yaml.safe_load(re.sub(r"^#(?=\S|  )", "", text, flags=re.MULTILINE))
+
+    assert examples.keys() == {"logLevel", "exempt", "registries", "staleIfError"}
+    Settings.from_mapping(examples)
+
+
+def test_names_and_places_are_those_that_tagpin_expects() -> None:
+    expected = Settings()
+    assert base("Namespace")["metadata"]["name"] == expected.namespace
+    assert base("Service")["metadata"]["name"] == expected.service_name
+    assert base("Secret")["metadata"]["name"] == expected.certificate_secret
+    assert mount("tls")["mountPath"] == expected.certificate_directory
+    configuration = base("MutatingWebhookConfiguration")
+    assert configuration["metadata"]["name"] == expected.webhook_configuration
+    ports = {each["name"]: each["containerPort"] for each in CONTAINER["ports"]}
+    assert ports == {"webhook": expected.webhook_port, "health": expected.health_port}
+
+
+def test_a_replica_starts_without_a_certificate_and_reads_one_as_its_group() -> None:
+    secret = {"secretName": "tagpin-tls", "optional": True, "defaultMode": 0o440}
+    assert volume("tls") == {"secret": secret}
+    assert mount("tls") == {"mountPath": "/var/run/tagpin/tls", "readOnly": True}
+
+
+def test_what_is_written_stays_in_memory() -> None:
+    assert volume("tmp")["emptyDir"]["medium"] == "Memory"
+    assert mount("tmp") == {"mountPath": "/tmp"}  # noqa: S108 - the container's own
+    assert {each["name"] for each in POD["volumes"]} == {"config", "tls", "tmp"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [("TAGPIN_NAMESPACE", "metadata.namespace"), ("TAGPIN_POD_NAME", "metadata.name")],
+)
+def test_a_replica_knows_its_name(variable: str, field: str) -> None:
+    (found,) = [each for each in CONTAINER["env"] if each["name"] == variable]
+    assert found["valueFrom"] == {"fieldRef": {"fieldPath": field}}
+
+
+def test_the_service_sets_no_variables_in_the_pods() -> None:
+    assert POD["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize(
+    ("probe", "path"), [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
+)
+def test_probes_ask_the_second_port(probe: str, path: str) -> None:
+    assert CONTAINER[probe]["httpGet"] == {"path": path, "port": "health"}
+
+
+def test_the_service_leads_to_both_ports() -> None:
+    service = {each["port"]: each["targetPort"] for each in base("Service")["spec"]["ports"]}
+    assert service == {443: "webhook", 8080: "health"}
+
+
+# Staying available
+
+
+def test_there_are_two_replicas_of_which_one_always_stays() -> None:
+    assert DEPLOYMENT["spec"]["replicas"] == 2
+    assert DEPLOYMENT["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    assert base("PodDisruptionBudget")["spec"]["minAvailable"] == 1
+
+
+def test_a_draining_replica_is_noticed_and_given_time() -> None:
+    drain, slowest_answer = (
+        Settings().drain,
+        max(entry["timeoutSeconds"] for entry in WEBHOOKS.values()),
+    )
+    assert POD["terminationGracePeriodSeconds"] > drain + slowest_answer
+    probe = CONTAINER["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] < drain
+
+
+def test_replicas_spread_where_they_can() -> None:
+    spread = {each["topologyKey"]: each for each in POD["topologySpreadConstraints"]}
+    assert spread.keys() == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    for constraint in spread.values():
+        assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+        assert constraint["labelSelector"] == DEPLOYMENT["spec"]["selector"]
+
+
+def test_the_priority_class_is_admitted_everywhere() -> None:
+    (scope,) = base("ResourceQuota")["spec"]["scopeSelector"]["matchExpressions"]
+    assert scope == {
+        "scopeName": "PriorityClass",
+        "operator": "In",
+        "values": [POD["priorityClassName"]],
+    }
+    most = DEPLOYMENT["spec"]["replicas"] + 1
+    assert int(base("ResourceQuota")["spec"]["hard"]["pods"]) > most
+
+
+def test_selectors_select_our_pods() -> None:
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    selector = DEPLOYMENT["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= labels.items()
+    assert base("Service")["spec"]["selector"] == selector
+    assert base("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == selector
+
+
+# The webhooks
+
+NEVER_OURS = {
+    "key": "kubernetes.io/metadata.name",
+    "operator": "NotIn",
+    "values": ["kube-system", SYSTEM],
+}
+OPT_OUT = {
+    "matchExpressions": [{"key": "tagpin.dev/pin", "operator": "NotIn", "values": ["disabled"]}]
+}
+
+
+def mode(value: str) -> list[Manifest]:
+    return [{"key": "tagpin.dev/mode", "operator": "In", "values": [value]}]
+
+
+DIGESTER = [
+    {"key": "digest-resolution", "operator": "In", "values": ["enabled"]},
+    {"key": "tagpin.dev/mode", "operator": "DoesNotExist"},
+]
+ALWAYS = ["not-a-mirror-pod", "not-being-deleted", "changes-an-image"]
+UNLESS_DIGESTS = [*ALWAYS, "has-a-tag-or-claims-a-record"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "failure_policy", "namespaces", "objects", "conditions"),
+    [
+        ("audit.tagpin.dev", "/audit", "Ignore", mode("audit"), OPT_OUT, UNLESS_DIGESTS),
+        ("pin.tagpin.dev", "/pin", "Ignore", mode("pin"), OPT_OUT, UNLESS_DIGESTS),
+        ("enforce.tagpin.dev", "/enforce", "Fail", mode("enforce"), None, ALWAYS),
+        ("digester.tagpin.dev", "/pin", "Ignore", DIGESTER, OPT_OUT, UNLESS_DIGESTS),
+    ],
+)
+def test_an_entry_is_for_one_mode(
+    *,
+    name: str,
+    path: str,
+    failure_policy: str,
+    namespaces: list[Manifest],
+    objects: Manifest | None,
+    conditions: list[str],
+) -> None:
+    entry = WEBHOOKS[name]
+    service = base("Service")["metadata"]
+    assert entry["clientConfig"] == {
+        "service": {
+            "name": service["name"],
+            "namespace": service["namespace"],
+            "path": path,
+            "port": 443,
+        }
+    }
+    assert entry["failurePolicy"] == failure_policy
+    assert entry["namespaceSelector"] == {"matchExpressions": [*namespaces, NEVER_OURS]}
+    assert entry.get("objectSelector") == objects
+    assert [condition["name"] for condition in entry["matchConditions"]] == conditions
+
+
+def test_there_is_no_other_entry() -> None:
+    assert list(WEBHOOKS) == [
+        "audit.tagpin.dev",
+        "pin.tagpin.dev",
+        "enforce.tagpin.dev",
+        "digester.tagpin.dev",
+    ]
+
+
+@pytest.mark.parametrize("entry", WEBHOOKS.values(), ids=list(WEBHOOKS))
+def test_all_entries_are_for_pods_that_start_or_change(entry: Manifest) -> None:
+    version = {"apiGroups": [""], "apiVersions": ["v1"], "scope": "Namespaced"}
+    assert entry["rules"] == [
+        {**version, "resources": ["pods"], "operations": ["CREATE", "UPDATE"]},
+        {**version, "resources": ["pods/ephemeralcontainers"], "operations": ["UPDATE"]},
+    ]
+
+
+@pytest.mark.parametrize("entry", WEBHOOKS.values(), ids=list(WEBHOOKS))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("matchPolicy", "Equivalent"),
+        ("reinvocationPolicy", "IfNeeded"),
+        ("sideEffects", "NoneOnDryRun"),
+        ("timeoutSeconds", 5),
+        ("admissionReviewVersions", ["v1"]),
+    ],
+)
+def test_all_entries_agree_on(entry: Manifest, field: str, value: object) -> None:
+    assert entry[field] == value
+
+
+def test_conditions_of_one_name_are_one_condition() -> None:
+    expressions: dict[str, set[str]] = {}
+    for entry in WEBHOOKS.values():
+        for condition in entry["matchConditions"]:
+            expressions.setdefault(condition["name"], set()).add(condition["expression"])
+    assert {name: len(found) for name, found in expressions.items()} == dict.fromkeys(
+        UNLESS_DIGESTS, 1
+    )
+
+
+@pytest.mark.parametrize("entry", WEBHOOKS.values(), ids=list(WEBHOOKS))
+def test_no_condition_looks_at_the_namespace(entry: Manifest) -> None:
+    """The object is empty there: such a condition would always fail."""
+    for condition in entry["matchConditions"]:
+        assert "namespaceObject" not in condition["expression"]
+
+
+# kind
+
+
+def test_the_kind_overlay_runs_the_image_of_the_local_registry() -> None:
+    overlay = load(MANIFESTS / "overlays" / "kind" / "kustomization.yaml")
+    assert overlay["images"] == [
+        {"name": "tagpin", "newName": "localhost:5001/tagpin", "newTag": "dev"}
+    ]
+    config = (ROOT / "kind-config.yaml").read_text()
+    for said in ("localhost:5001/tagpin:dev", "kubectl apply -k manifests/overlays/kind"):
+        assert said in config
+
+
+def test_the_nodes_of_the_kind_cluster_are_pinned_and_know_the_registry() -> None:
+    config = load(ROOT / "kind-config.yaml")
+    for node in config["nodes"]:
+        assert re.fullmatch(r"kindest/node:v[\d.]+@sha256:[0-9a-f]{64}", node["image"])
+    (patch,) = config["containerdConfigPatches"]
+    assert 'config_path = "/etc/containerd/certs.d"' in patch
+
+
+def volume(name: str) -> Manifest:
+    (found,) = [each for each in POD["volumes"] if each["name"] == name]
+    return {key: value for key, value in found.items() if key != "name"}
+
+
+def mount(name: str) -> Manifest:
+    (found,) = [each for each in CONTAINER["volumeMounts"] if each["name"] == name]
+    return {key: value for key, value in found.items() if key != "name"}
