@@ -124,17 +124,23 @@ class RegistryResolver:
 
         For a caller whose own deadline came before the registry's answer.
         """
-        known = self._cache.stale(self._key(ref, keychain.candidates(ref)))
+        known = self._known(ref, keychain)
         return None if known is None else _stale(known)
 
     def knows(self, ref: Reference, keychain: Keychain, digest: Digest) -> bool:
         """Whether a registry said within `stale_if_error` that the tag of `ref` names `digest`."""
-        known = self._cache.peek(self._key(ref, keychain.candidates(ref)))
+        known = self._known(ref, keychain)
         return known is not None and known.value.digest == digest
 
     async def aclose(self) -> None:
         """Cancel the questions in flight."""
         await self._cache.aclose()
+
+    def _known(self, ref: Reference, keychain: Keychain) -> Answer[_Known] | None:
+        try:
+            return self._cache.peek(self._key(ref, keychain.candidates(ref)))
+        except Unresolvable:
+            return None
 
     def _key(self, ref: Reference, candidates: tuple[Credential, ...]) -> _Key:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
@@ -665,6 +665,7 @@ REPLIES = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(REPLIES, min_size=60, max_size=60))
 def test_every_conversation_ends_with_a_digest_or_a_reason(replies: list[Response]) -> None:
     assert isinstance(outcome(resolving(ALICE, BOB), replies), Digest | Reason)

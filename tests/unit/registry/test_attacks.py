@@ -1,0 +1,373 @@
+"""Attacks by whoever can create a pod, or runs a registry that somebody uses."""
+
+import base64
+
+import pytest
+
+from fakes.registry import (
+    FakeRegistry,
+    answering,
+    hanging,
+    redirecting,
+    resetting,
+    with_header,
+)
+from tagpin.errors import Reason, Unresolvable
+from tagpin.pinning import Resolution
+from tagpin.registry.client import RegistrySettings
+
+from .conftest import Net, settle
+
+ALICE = ("alice", "pa55word")
+ALICE_BASIC = "Basic " + base64.b64encode(b"alice:pa55word").decode()
+
+
+def reason(outcome: Resolution | Unresolvable) -> Reason:
+    assert isinstance(outcome, Unresolvable), outcome
+    return outcome.reason
+
+
+def digest(outcome: Resolution | Unresolvable) -> str:
+    assert isinstance(outcome, Resolution), outcome
+    return str(outcome.digest)
+
+
+def authorizations(registry: FakeRegistry) -> list[str | None]:
+    return [seen.authorization for seen in registry.requests]
+
+
+# Credentials
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+async def test_credentials_are_never_sent_to_the_host_a_redirect_names(
+    net: Net, *, tokens: bool
+) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=tokens)
+    evil = await net.registry("other.test")
+    pushed = evil.push_image("demo/app", "v1")
+    registry.fault(answering(401, {"WWW-Authenticate": _challenge(net, tokens=tokens)}), times=1)
+    registry.fault(redirecting(f"https://other.test:{net.port}{{path}}"))
+    assert digest(await net.ask(net.image("public.test"), ALICE)) == pushed
+    assert authorizations(registry)[-1] is not None
+    assert authorizations(evil) == [None]
+
+
+def _challenge(net: Net, *, tokens: bool) -> str:
+    return f'Bearer realm="https://public.test:{net.port}/token"' if tokens else "Basic"
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+async def test_a_401_from_a_redirects_target_draws_no_credentials(
+    net: Net, *, tokens: bool
+) -> None:
+    registry = await net.registry("public.test")
+    evil = await net.registry("other.test", users={"nobody": "x"}, tokens=tokens)
+    registry.fault(redirecting(f"https://other.test:{net.port}{{path}}"))
+    assert reason(await net.ask(net.image("public.test"), ALICE)) is Reason.UNAUTHORIZED
+    assert set(authorizations(evil)) == {None}
+    assert {seen.path for seen in evil.requests} == {"/v2/demo/app/manifests/v1"}
+
+
+async def test_a_password_goes_to_the_realm_and_nowhere_else(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    registry.push_image("demo/app", "v1")
+    digest(await net.ask(net.image("public.test"), ALICE))
+    with_password = [seen for seen in registry.requests if seen.authorization == ALICE_BASIC]
+    assert [seen.path for seen in with_password] == ["/token"]
+
+
+async def test_a_token_for_one_credential_is_not_used_for_another(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    registry.push_image("demo/app", "v1")
+    resolver = await net.resolver()
+    digest(await settle(resolver, net.image("public.test"), ALICE))
+    stranger = await settle(resolver, net.image("public.test"), ("mallory", "x"))
+    assert reason(stranger) is Reason.UNAUTHORIZED
+    assert reason(await settle(resolver, net.image("public.test"))) is Reason.UNAUTHORIZED
+
+
+async def test_cookies_are_not_kept(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    registry.fault(with_header("Set-Cookie", "session=1"))
+    resolver = await net.resolver()
+    for _ in range(2):
+        digest(await settle(resolver, net.image("public.test"), max_age=-1))
+    assert not any("cookie" in seen.headers for seen in registry.requests)
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "host", ["127.3.0.1", "[::ffff:7f03:1]", "[64:ff9b::7f03:1]", "[2002:7f03:1::]", "blocked.test"]
+)
+async def test_a_registry_at_a_blocked_address_is_never_connected_to(net: Net, host: str) -> None:
+    registry = await net.registry("blocked.test")
+    registry.push_image("demo/app", "v1")
+    assert reason(await net.ask(net.image(host))) is Reason.BLOCKED
+    assert registry.requests == []
+
+
+@pytest.mark.parametrize(
+    "host", ["127.3.0.1", "[::ffff:127.3.0.1]", "0x7f030001", "blocked.test", "blocked.test."]
+)
+async def test_a_redirect_to_a_blocked_address_is_not_followed(net: Net, host: str) -> None:
+    registry = await net.registry("public.test")
+    target = await net.registry("blocked.test")
+    registry.fault(redirecting(f"https://{host}:{net.port}/"))
+    assert isinstance(await net.ask(net.image("public.test")), Unresolvable)
+    assert target.requests == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::ffff:169.254.169.254]/latest/meta-data",
+        "https://[fd00:ec2::254]/latest/meta-data",
+        "https://metadata.google.internal/computeMetadata/v1",
+        "https://metadata/computeMetadata/v1",
+        "https://kubernetes.default.svc/api",
+        "https://localhost/",
+        "https://0.0.0.0/",
+    ],
+)
+async def test_a_realm_that_names_the_metadata_service_is_refused(net: Net, url: str) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    registry.realm = url
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BLOCKED
+
+
+async def test_a_realm_whose_name_resolves_to_the_metadata_service_is_refused(net: Net) -> None:
+    net.names.add("innocent.test", ["169.254.169.254"])
+    registry = await net.registry("public.test", tokens=True)
+    registry.realm = "https://innocent.test/token"
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BLOCKED
+
+
+async def test_a_name_with_a_good_and_a_bad_address_leads_to_the_good_one_only(net: Net) -> None:
+    good = await net.registry("public.test")
+    bad = await net.registry("blocked.test")
+    pushed = good.push_image("demo/app", "v1")
+    net.names.add("public.test", ["127.3.0.1", "127.1.0.1"])
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+    assert bad.requests == []
+
+
+async def test_a_name_that_rebinds_to_a_blocked_address_is_judged_when_it_is_connected(
+    net: Net,
+) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    net.names.add("public.test", ["127.1.0.1"], ["169.254.169.254"])
+    registry.realm = "https://public.test/token"  # another port, so another connection
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BLOCKED
+    assert net.names.asked == ["public.test", "public.test"]
+
+
+async def test_names_that_are_no_registry_are_not_even_looked_up(net: Net) -> None:
+    for host in ("localhost", "kubernetes.default.svc", "metadata.google.internal"):
+        assert reason(await net.ask(f"{host}/demo/app:v1")) is Reason.BLOCKED
+    assert net.names.asked == []
+
+
+async def test_a_derived_place_on_an_odd_port_is_refused(net: Net) -> None:
+    registry = await net.registry("public.test")
+    other = await net.registry("other.test", port=0)
+    registry.fault(redirecting(f"https://other.test:{other.port}/"))
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BLOCKED
+    assert other.requests == []
+
+
+# From a public registry into the private network
+
+
+async def test_a_public_registry_may_not_lead_to_a_private_address_by_redirect(net: Net) -> None:
+    registry = await net.registry("public.test")
+    inner = await net.registry("private.test")
+    registry.fault(redirecting(f"https://private.test:{net.port}{{path}}"))
+    outcome = await net.ask(net.image("public.test"))
+    assert reason(outcome) is Reason.UNREACHABLE
+    assert inner.requests == []
+
+
+async def test_a_public_registry_may_not_lead_to_a_private_address_by_realm(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    inner = await net.registry("private.test", tokens=True)
+    registry.realm = f"https://private.test:{net.port}/token"
+    outcome = await net.ask(net.image("public.test"))
+    assert reason(outcome) is Reason.UNREACHABLE
+    assert inner.requests == []
+
+
+async def test_a_public_registry_may_not_lead_to_a_private_address_in_two_steps(net: Net) -> None:
+    registry = await net.registry("public.test")
+    other = await net.registry("other.test")
+    inner = await net.registry("private.test")
+    registry.fault(redirecting(f"https://other.test:{net.port}{{path}}"))
+    other.fault(redirecting(f"https://private.test:{net.port}{{path}}"))
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+    assert inner.requests == []
+
+
+async def test_a_connection_that_a_private_registry_opened_is_not_lent_to_a_public_one(
+    net: Net,
+) -> None:
+    target = await net.registry("inner.test")
+    target.push_image("demo/app", "v1")
+    for name in ("private.test", "public.test"):
+        registry = await net.registry(name)
+        registry.fault(redirecting(f"https://inner.test:{net.port}{{path}}"))
+    resolver = await net.resolver()
+    assert isinstance(await settle(resolver, net.image("private.test")), Resolution)
+    seen = len(target.requests)
+    assert reason(await settle(resolver, net.image("public.test"))) is Reason.UNREACHABLE
+    assert len(target.requests) == seen
+
+
+async def test_a_registry_that_rebinds_between_the_steps_stays_public(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    inner = await net.registry("private.test", tokens=True)
+    net.names.add("public.test", ["127.1.0.1"], ["127.2.0.1"])
+    registry.realm = "https://public.test/token"
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+    assert inner.requests == []
+
+
+async def test_a_stranger_may_not_lead_to_a_place_that_the_operator_listed(net: Net) -> None:
+    registry = await net.registry("public.test")
+    listed = await net.registry("blocked.test")
+    registry.fault(redirecting(f"https://blocked.test:{net.port}{{path}}"))
+    settings = [RegistrySettings(f"blocked.test:{net.port}")]
+    outcome = await net.ask(net.image("public.test"), registries=settings)
+    assert reason(outcome) is Reason.BLOCKED
+    assert listed.requests == []
+
+
+async def test_a_private_registry_may_have_its_tokens_from_a_private_server(net: Net) -> None:
+    registry = await net.registry("private.test", tokens=True)
+    server = await net.registry("inner.test", tokens=True)
+    registry.realm = f"https://inner.test:{net.port}/token"
+    outcome = await net.ask(net.image("private.test"))
+    assert {seen.path for seen in server.requests} == {"/token"}
+    assert reason(outcome) is Reason.UNREACHABLE  # its tokens are not ours, which stays hidden
+
+
+# Scanning the private network
+
+
+async def test_strangers_learn_only_that_a_private_host_is_unreachable(net: Net) -> None:
+    """Whatever is at the address, or nothing: one reason and one sentence."""
+    registry = await net.registry("private.test")
+    outcomes = [await net.ask(net.image("private.test", tag="absent"))]
+    for fault in (
+        answering(401, {"WWW-Authenticate": "Basic"}),
+        answering(401, {"WWW-Authenticate": 'Bearer realm="'}),
+        answering(403),
+        answering(404),
+        answering(400),
+        answering(429),
+        answering(503),
+        answering(200, {"Content-Type": "text/html"}, b"<title>router</title>"),
+        redirecting("http://private.test/"),
+        redirecting("https://169.254.169.254/"),
+        resetting(),
+        hanging(),
+    ):
+        registry.heal()
+        registry.fault(fault)
+        outcomes.append(await net.ask(net.image("private.test", tag="absent"), read_timeout=0.1))
+    await registry.stop()
+    outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # nobody listens
+    plain = await net.registry("private.test", tls=False)
+    outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # no TLS
+    await plain.stop()
+    net.names.add("private.test")
+    outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # no such name
+    assert {reason(outcome) for outcome in outcomes} == {Reason.UNREACHABLE}
+    assert len({str(outcome) for outcome in outcomes}) == 1
+
+
+async def test_a_deadline_at_a_private_host_is_hidden_too(net: Net) -> None:
+    registry = await net.registry("private.test")
+    registry.fault(hanging())
+    outcome = await net.ask(net.image("private.test"), load_timeout=0.1)
+    assert reason(outcome) is Reason.UNREACHABLE
+
+
+async def test_a_private_registry_can_be_used_without_being_listed(net: Net) -> None:
+    registry = await net.registry("private.test", users=dict([ALICE]), tokens=True)
+    pushed = registry.push_image("demo/app", "v1")
+    assert digest(await net.ask(net.image("private.test"), ALICE)) == pushed
+
+
+async def test_a_listed_private_registry_says_what_is_wrong(net: Net) -> None:
+    await net.registry("private.test")
+    settings = [RegistrySettings(f"private.test:{net.port}")]
+    outcome = await net.ask(net.image("private.test"), registries=settings)
+    assert reason(outcome) is Reason.NOT_FOUND
+
+
+async def test_a_listed_registry_may_lie_at_a_blocked_address(net: Net) -> None:
+    registry = await net.registry("blocked.test")
+    pushed = registry.push_image("demo/app", "v1")
+    settings = [RegistrySettings(f"Blocked.test:{net.port}")]
+    assert digest(await net.ask(net.image("blocked.test"), registries=settings)) == pushed
+
+
+async def test_listing_one_port_opens_no_other(net: Net) -> None:
+    await net.registry("blocked.test")
+    settings = [RegistrySettings("blocked.test:1")]
+    outcome = await net.ask(net.image("blocked.test"), registries=settings)
+    assert reason(outcome) is Reason.BLOCKED
+
+
+# Plain http
+
+
+async def test_an_unlisted_registry_is_never_spoken_to_in_plain_http(net: Net) -> None:
+    registry = await net.registry("public.test", tls=False)
+    registry.push_image("demo/app", "v1")
+    assert reason(await net.ask(net.image("public.test"))) is Reason.TLS
+    assert registry.requests == []
+
+
+async def test_a_listed_plain_registry_may_not_lead_to_an_unlisted_one(net: Net) -> None:
+    registry = await net.registry("public.test", tls=False)
+    other = await net.registry("other.test", tls=False)
+    registry.fault(redirecting(f"http://other.test:{net.port}{{path}}"))
+    settings = [RegistrySettings(f"public.test:{net.port}", http=True)]
+    outcome = await net.ask(net.image("public.test"), registries=settings)
+    assert reason(outcome) is Reason.BAD_ANSWER
+    assert other.requests == []
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_credentials_travel_over_plain_http_only_where_that_was_allowed(
+    net: Net, *, allowed: bool
+) -> None:
+    registry = await net.registry("public.test", tls=False, users=dict([ALICE]), tokens=True)
+    registry.push_image("demo/app", "v1")
+    settings = [
+        RegistrySettings(f"public.test:{net.port}", http=True, credentials_over_http=allowed)
+    ]
+    outcome = await net.ask(net.image("public.test"), ALICE, registries=settings)
+    assert isinstance(outcome, Resolution) is allowed
+    assert any(authorizations(registry)) is allowed
+
+
+# What is said
+
+
+async def test_no_message_repeats_what_a_registry_said(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    registry.push_image("demo/app", "v1")
+    for status in (400, 403, 404, 429, 503):
+        registry.heal()
+        registry.fault(answering(status, body=b'{"errors":[{"message":"secret \\u0007"}]}'))
+        message = str(await net.ask(net.image("public.test"), ALICE))
+        assert "secret" not in message
+        assert net.image("public.test") in message
+        assert message.isprintable()
+        assert message == message.rstrip(".")

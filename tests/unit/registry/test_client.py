@@ -1,0 +1,372 @@
+"""The client carries conversations out, within bounds, whatever a registry does."""
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from cluster.authority import Authority
+from fakes.registry import (
+    Fault,
+    Handler,
+    answering,
+    breaking_off,
+    hanging,
+    redirecting,
+    resetting,
+    streaming,
+    with_body,
+    with_header,
+)
+from tagpin.errors import ConfigurationError, Reason, Unresolvable
+from tagpin.pinning import Resolution
+from tagpin.registry.client import RegistryClient, RegistrySettings
+
+from .conftest import Net, settle
+
+ALICE = ("alice", "pa55word")
+
+
+def reason(outcome: Resolution | Unresolvable) -> Reason:
+    assert isinstance(outcome, Unresolvable), outcome
+    return outcome.reason
+
+
+def digest(outcome: Resolution | Unresolvable) -> str:
+    assert isinstance(outcome, Resolution), outcome
+    return str(outcome.digest)
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("size", [4 * 1024 * 1024 + 1, 5 * 1024 * 1024])
+async def test_a_manifest_of_more_than_4_mib_is_refused(net: Net, size: int) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    registry.fault(with_header("Docker-Content-Digest"), method="HEAD")
+    registry.fault(with_body(b" " * size), method="GET")
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BAD_ANSWER
+
+
+async def test_a_body_without_an_end_is_refused_when_it_is_too_long(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(405), method="HEAD")
+    registry.fault(streaming(b" " * 65536), method="GET")
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BAD_ANSWER
+
+
+async def test_an_error_without_an_end_is_still_that_error(net: Net) -> None:
+    registry = await net.registry("public.test")
+
+    async def endless_404(request: web.Request, _handle: Handler) -> web.StreamResponse:
+        response = web.StreamResponse(status=404)
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+
+    registry.fault(endless_404, method="GET")
+    assert reason(await net.ask(net.image("public.test"))) is Reason.NOT_FOUND
+
+
+async def test_a_token_answer_of_more_than_64_kib_is_refused(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    registry.token_answer = {"padding": "x" * 65536}
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BAD_ANSWER
+
+
+async def test_a_header_of_9_kib_is_refused(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(401, {"WWW-Authenticate": "Basic " + "x" * 9216}))
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BAD_ANSWER
+
+
+async def test_a_registry_that_never_answers_times_out(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(hanging())
+    assert reason(await net.ask(net.image("public.test"), read_timeout=0.1)) is Reason.TIMEOUT
+    assert net.pauses == []
+
+
+async def test_a_registry_that_drips_is_cut_off_at_the_deadline(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(405), method="HEAD")
+    registry.fault(streaming(b" ", pause=0.02), method="GET")
+    assert reason(await net.ask(net.image("public.test"), load_timeout=0.2)) is Reason.TIMEOUT
+
+
+async def test_a_token_server_that_never_answers_is_cut_off_too(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    registry.fault(hanging(), path="/token")
+    settings = [RegistrySettings(f"public.test:{net.port}")]
+    outcome = await net.ask(net.image("public.test"), load_timeout=0.1, registries=settings)
+    assert reason(outcome) is Reason.TIMEOUT
+
+
+async def test_no_more_connections_per_host_than_agreed(net: Net) -> None:
+    registry = await net.registry("public.test")
+    now, most = 0, 0
+
+    async def counted(request: web.Request, handle: Handler) -> web.StreamResponse:
+        nonlocal now, most
+        now, most = now + 1, max(most, now + 1)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return await handle(request)
+
+    registry.fault(counted)
+    for tag in range(20):
+        registry.push_image("demo/app", str(tag))
+    resolver = await net.resolver(per_host=4)
+    images = [net.image("public.test", tag=str(tag)) for tag in range(20)]
+    outcomes = await asyncio.gather(*[settle(resolver, image) for image in images])
+    assert all(isinstance(outcome, Resolution) for outcome in outcomes)
+    assert most == 4
+
+
+# Trying again
+
+
+async def test_503_then_200_is_an_answer(net: Net) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(503), times=1)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+    assert len(net.pauses) == 1
+    assert 0.1 <= net.pauses[0] <= 0.4
+
+
+async def test_the_same_error_twice_is_an_answer_too(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(503))
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+    assert len(registry.requests) == 2
+
+
+async def test_nothing_is_tried_more_than_three_times(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(resetting())
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+    assert len(net.pauses) == 2
+
+
+@pytest.mark.parametrize("fault", [resetting(), breaking_off()], ids=["reset", "break"])
+async def test_a_connection_that_breaks_is_made_again(net: Net, fault: Fault) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(405), method="HEAD")
+    registry.fault(fault, method="GET", times=1)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429])
+async def test_what_would_not_change_is_not_tried_again(net: Net, status: int) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(status))
+    assert isinstance(await net.ask(net.image("public.test")), Unresolvable)
+    assert net.pauses == []
+
+
+# Reasons
+
+
+async def test_where_nobody_listens_the_registry_is_unreachable(net: Net) -> None:
+    registry = await net.registry("public.test")
+    await registry.stop()
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+
+
+async def test_a_name_that_does_not_exist_is_unreachable(net: Net) -> None:
+    assert reason(await net.ask("absent.test/demo/app:v1")) is Reason.UNREACHABLE
+
+
+async def test_what_is_no_http_is_a_bad_answer(net: Net) -> None:
+    async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.1.0.1", 0)
+    async with server:
+        host = f"public.test:{server.sockets[0].getsockname()[1]}"
+        settings = [RegistrySettings(host, http=True)]
+        outcome = await net.ask(f"{host}/demo/app:v1", registries=settings)
+    assert reason(outcome) is Reason.BAD_ANSWER
+
+
+async def test_a_port_that_does_not_exist_is_a_mistake_in_the_reference(net: Net) -> None:
+    for port in (0, 65536, 99999999):
+        outcome = await net.ask(f"public.test:{port}/demo/app:v1")
+        assert reason(outcome) is Reason.INVALID_REFERENCE
+
+
+# TLS
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(net: Net) -> None:
+    registry = await net.registry("public.test")
+    assert reason(await net.ask(net.image("public.test"), ca=None)) is Reason.TLS
+    assert registry.requests == []
+
+
+async def test_a_certificate_for_another_name_is_refused(net: Net) -> None:
+    registry = await net.registry("public.test")
+    net.names.add("impostor.test", ["127.1.0.1"])
+    assert reason(await net.ask(net.image("impostor.test"))) is Reason.TLS
+    assert registry.requests == []
+
+
+async def test_an_authority_may_be_trusted_for_one_registry_alone(net: Net) -> None:
+    one, other = await net.registry("public.test"), await net.registry("other.test")
+    for registry in (one, other):
+        registry.push_image("demo/app", "v1")
+    resolver = await net.resolver(
+        ca=None, registries=[RegistrySettings(f"public.test:{net.port}", ca=net.ca)]
+    )
+    assert isinstance(await settle(resolver, net.image("public.test")), Resolution)
+    assert reason(await settle(resolver, net.image("other.test"))) is Reason.TLS
+
+
+@pytest.mark.parametrize("ca", ["no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_what_is_no_authority_is_a_mistake_in_the_settings(ca: str) -> None:
+    with pytest.raises(ConfigurationError, match="r.example"):
+        RegistryClient(registries=[RegistrySettings("r.example", ca=ca)])
+
+
+def test_a_private_key_is_no_authority(authority: Authority) -> None:
+    key = authority.issue("x").key.read_text()
+    with pytest.raises(ConfigurationError):
+        RegistryClient(ca=key)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "https://r.example", "r.example/x", "r.example:x", "r.example:0", "u@r.example"]
+)
+def test_a_registry_is_listed_as_host_and_port(host: str) -> None:
+    with pytest.raises(ConfigurationError):
+        RegistryClient(registries=[RegistrySettings(host)])
+
+
+# Which registry
+
+
+@pytest.mark.parametrize(
+    ("domain", "origin"),
+    [
+        ("docker.io", "https://registry-1.docker.io"),
+        ("ghcr.io", "https://ghcr.io"),
+        ("r.example:5000", "https://r.example:5000"),
+        ("[::1]:5000", "https://[::1]:5000"),
+        ("plain.example:5000", "http://plain.example:5000"),
+        ("plain.example", "https://plain.example"),
+        ("short.example", "http://short.example"),
+        ("GHCR.io", "https://ghcr.io"),
+    ],
+)
+def test_every_registry_has_an_origin(domain: str, origin: str) -> None:
+    client = RegistryClient(
+        registries=[
+            RegistrySettings("plain.example:5000", http=True),
+            RegistrySettings("short.example", http=True),
+        ]
+    )
+    assert str(client.registry(domain).origin) == origin
+
+
+def test_docker_hub_can_be_listed_by_its_name() -> None:
+    client = RegistryClient(registries=[RegistrySettings("docker.io")])
+    assert client.registry("docker.io").listed
+
+
+# Tokens
+
+
+async def test_tags_of_one_repository_share_a_token(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    tags = [str(number) for number in range(10)]
+    for tag in tags:
+        registry.push_image("demo/app", tag)
+    resolver = await net.resolver()
+    images = [net.image("public.test", tag=tag) for tag in tags]
+    outcomes = await asyncio.gather(*[settle(resolver, image, ALICE) for image in images])
+    assert all(isinstance(outcome, Resolution) for outcome in outcomes)
+    assert [seen.path for seen in registry.requests].count("/token") == 1
+
+
+async def test_repositories_do_not_share_a_token(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    resolver = await net.resolver()
+    for repository in ("demo/one", "demo/two"):
+        pushed = registry.push_image(repository, "v1")
+        assert digest(await settle(resolver, net.image("public.test", repository))) == pushed
+
+
+async def test_a_revoked_token_is_replaced(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    pushed = registry.push_image("demo/app", "v1")
+    resolver = await net.resolver()
+    await settle(resolver, net.image("public.test"), ALICE)
+    registry.revoke_tokens()
+    outcome = await settle(resolver, net.image("public.test"), ALICE, max_age=-1)
+    assert digest(outcome) == pushed
+
+
+async def test_a_failed_login_is_not_repeated_at_once(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    resolver = await net.resolver()
+    for tag in ("one", "two"):
+        outcome = await settle(resolver, net.image("public.test", tag=tag), ("alice", "wrong"))
+        assert reason(outcome) is Reason.UNAUTHORIZED
+    assert [seen.path for seen in registry.requests].count("/token") == 1
+
+
+# What is asked
+
+
+async def test_requests_say_who_we_are_and_want_no_compression(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    await net.ask(net.image("public.test"))
+    (seen,) = registry.requests
+    assert seen.headers["user-agent"].startswith("tagpin/")
+    assert seen.headers["accept-encoding"] == "identity"
+
+
+async def test_a_proxy_in_the_environment_is_not_used(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.1.9.9:1")
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+
+
+async def test_every_exchange_is_observed(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(404), method="HEAD")
+    registry.fault(resetting(), method="GET")
+    await net.ask(net.image("public.test"), retries=0)
+    observed = [(each.registry, each.method, each.code) for each in net.exchanges]
+    host = f"public.test:{net.port}"
+    assert observed == [(host, "HEAD", "404"), (host, "GET", "unreachable")]
+    assert all(each.seconds >= 0 for each in net.exchanges)
+
+
+async def test_a_redirect_is_followed_to_another_public_host(net: Net) -> None:
+    registry, other = await net.registry("public.test"), await net.registry("other.test")
+    pushed = other.push_image("demo/app", "v1")
+    registry.fault(redirecting(f"https://other.test:{net.port}{{path}}"))
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+
+
+async def test_closing_ends_what_is_in_flight_and_leaves_nothing_open(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    registry.fault(hanging(), path="/token")
+    resolver = await net.resolver()
+    asking = asyncio.create_task(settle(resolver, net.image("public.test")))
+    while not registry.requests:
+        await asyncio.sleep(0.01)
+    await resolver.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await asking

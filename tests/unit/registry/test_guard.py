@@ -1,0 +1,120 @@
+"""Which addresses and names may be reached."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from tagpin.registry.guard import DEFAULT_RULES, innermost, is_blocked_name
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.255.255.255",
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2002:a9fe:a9fe::1",
+    ],
+)
+def test_an_address_of_this_host_or_its_cloud_is_blocked(address: str) -> None:
+    assert DEFAULT_RULES.blocks(ip_address(address))
+    assert not DEFAULT_RULES.is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.1.2.3",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "100.64.0.1",
+        "fd12::1",
+        "::ffff:10.1.2.3",
+        "64:ff9b::a01:203",
+        "2002:a01:203::",
+    ],
+)
+def test_an_address_of_a_private_network_is_allowed_but_not_public(address: str) -> None:
+    assert not DEFAULT_RULES.blocks(ip_address(address))
+    assert not DEFAULT_RULES.is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::101:101"]
+)
+def test_every_other_address_is_public(address: str) -> None:
+    assert not DEFAULT_RULES.blocks(ip_address(address))
+    assert DEFAULT_RULES.is_public(ip_address(address))
+
+
+def test_the_kubernetes_api_can_be_blocked_too() -> None:
+    rules = DEFAULT_RULES.blocking("10.96.0.1", "fd00:96::/112")
+    assert rules.blocks(ip_address("10.96.0.1"))
+    assert rules.blocks(ip_address("::ffff:10.96.0.1"))
+    assert rules.blocks(ip_address("fd00:96::1"))
+    assert not rules.blocks(ip_address("10.96.0.2"))
+    assert not DEFAULT_RULES.blocks(ip_address("10.96.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("address", "inside"),
+    [
+        ("1.2.3.4", "1.2.3.4"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+        ("64:ff9b::1.2.3.4", "1.2.3.4"),
+        ("2002:102:304::5", "1.2.3.4"),
+        ("2001:db8::1", "2001:db8::1"),
+    ],
+)
+def test_an_ipv4_address_within_an_ipv6_address_is_found(address: str, inside: str) -> None:
+    assert innermost(ip_address(address)) == ip_address(inside)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "localhost",
+        "LocalHost",
+        "localhost.",
+        "x.localhost",
+        "metadata",
+        "metadata.google.internal",
+        "metadata.google.internal.",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "Kubernetes.Default.svc.cluster.local",
+    ],
+)
+def test_names_that_are_no_registry_are_blocked(name: str) -> None:
+    assert is_blocked_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["ghcr.io", "metadata.example", "kubernetes.defaults.example", "localhost.example"]
+)
+def test_names_that_only_look_alike_are_not(name: str) -> None:
+    assert not is_blocked_name(name)
