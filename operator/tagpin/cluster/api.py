@@ -24,8 +24,8 @@ from tagpin.errors import ClusterError, ConfigurationError
 MERGE = "application/strategic-merge-patch+json"
 """For `_content_type` of a patch: lists merge by their key, where the kind declares one."""
 
-WATCH_GRACE = 10.0
-"""Seconds after which a watch counts as dead that the server should have ended."""
+TLS_GOODBYE = 0.25
+"""Seconds that cut-off connections get to close."""
 
 
 async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> ApiClient:
@@ -51,8 +51,11 @@ async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> A
 
 
 async def disconnect(client: ApiClient) -> None:
-    """Close the connections of a client."""
+    """Close the connections of a client, those of requests that were cancelled too."""
     await client.close()  # type: ignore[no-untyped-call]
+    # TLS says goodbye in the background, and aiohttp has nothing to wait for:
+    # https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown
+    await asyncio.sleep(TLS_GOODBYE)
 
 
 @asynccontextmanager
@@ -87,9 +90,11 @@ async def watch(
     selection: Mapping[str, str],
     *,
     seconds: int = 240,
+    grace: float = 10.0,
 ) -> AsyncGenerator[Event, None]:
-    """Follow a list for about so many seconds; silence for much longer is an error.
+    """Follow a list until the server, asked for so many seconds, ends it.
 
+    A server that has not done so `grace` seconds later counts as silent, which is an error.
     `open_list` is a `list_…_without_preload_content` of the client, `selection` its arguments.
     Raises ClusterError, with status 410 where the events since `resource_version` are gone.
     Iterate within `contextlib.aclosing`, which ends the connection.
@@ -101,7 +106,7 @@ async def watch(
         response = await open_list(
             watch=True,
             timeout_seconds=seconds,
-            _request_timeout=seconds + WATCH_GRACE,
+            _request_timeout=seconds + grace,
             **selection,
         )
     try:
@@ -110,19 +115,26 @@ async def watch(
                 body = await response.text()
                 raise ApiException(status=response.status, reason=response.reason, body=body)
         while True:
-            async with asking(request, seconds=seconds + WATCH_GRACE):
+            async with asking(request, seconds=seconds + grace):
                 line = await response.content.readline()
                 if not line:
                     return
-                event = orjson.loads(line)
-            if event["type"] == "ERROR":
-                status = event["object"]
-                raise ClusterError(
-                    f"cannot {request}: {status.get('message')}", status.get("code", 0)
-                )
-            yield Event(event["type"], event["object"])
+                event = _event(line)
+            yield event
     finally:
         response.close()
+
+
+def _event(line: bytes) -> Event:
+    """Read a line of a watch; raises ApiException for an error, ValueError for what is no event."""
+    try:
+        event = orjson.loads(line)
+        kind, resource = event["type"], event["object"]
+        if kind == "ERROR":
+            raise ApiException(status=resource.get("code"), reason=resource.get("message"))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("no watch event") from error
+    return Event(kind, resource)
 
 
 def _message(error: ApiException) -> str:
