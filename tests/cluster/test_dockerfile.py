@@ -73,6 +73,8 @@ def test_what_the_build_stage_installs_starts(tmp_path: Path) -> None:
     assert re.fullmatch(r"tagpin, version \d+\.\d+\.\d+\S*\n", tagpin("--version"))
     assert "--config" in tagpin("serve", "--help")
     assert not list(programs.glob("pip*"))
+    licences = list((tmp_path / "opt" / "tagpin" / "lib").rglob("tagpin-*.dist-info/**/LICENSE"))
+    assert len(licences) == 1
     sources = list((tmp_path / "opt" / "tagpin" / "lib").rglob("tagpin/**/*.py"))
     assert len(sources) > 10
     for source in sources:
