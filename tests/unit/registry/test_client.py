@@ -230,8 +230,8 @@ async def test_an_authority_may_be_trusted_for_one_registry_alone(net: Net) -> N
 
 @pytest.mark.parametrize("ca", ["no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
 def test_what_is_no_authority_is_a_mistake_in_the_settings(ca: str) -> None:
-    with pytest.raises(ConfigurationError, match="r.example"):
-        RegistryClient(registries=[RegistrySettings("r.example", ca=ca)])
+    with pytest.raises(ConfigurationError, match="the CA for listed"):
+        RegistryClient(registries=[RegistrySettings("listed", ca=ca)])
 
 
 def test_a_private_key_is_no_authority(authority: Authority) -> None:
@@ -362,11 +362,16 @@ async def test_a_redirect_is_followed_to_another_public_host(net: Net) -> None:
 
 async def test_closing_ends_what_is_in_flight_and_leaves_nothing_open(net: Net) -> None:
     registry = await net.registry("public.test", tokens=True)
-    registry.fault(hanging(), path="/token")
+    asked = asyncio.Event()
+
+    async def hang(request: web.Request, handle: Handler) -> web.StreamResponse:
+        asked.set()
+        return await hanging()(request, handle)
+
+    registry.fault(hang, path="/token")
     resolver = await net.resolver()
     asking = asyncio.create_task(settle(resolver, net.image("public.test")))
-    while not registry.requests:
-        await asyncio.sleep(0.01)
+    await asked.wait()
     await resolver.aclose()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -10,7 +10,7 @@ from tagpin.registry.guard import DEFAULT_RULES, innermost, is_blocked_name
 @pytest.mark.parametrize(
     "address",
     [
-        "0.0.0.0",
+        "0.0.0.0",  # noqa: S104 - to be refused, not bound to
         "0.1.2.3",
         "127.0.0.1",
         "127.255.255.255",
