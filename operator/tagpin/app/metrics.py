@@ -1,6 +1,13 @@
 """What `/metrics` tells. Labels are small closed sets, and registries up to a bound."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from tagpin import __version__
 from tagpin.cache import Use
@@ -19,6 +26,7 @@ class Metrics:
     """The metrics of one process, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each, which nobody asks for
         self._registry = CollectorRegistry()
         self._registries: set[str] = set()
         self.admissions = Counter(

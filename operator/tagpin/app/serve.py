@@ -75,6 +75,8 @@ async def _serve(settings: Settings) -> None:
 
 async def _run_kopf(operator: Operator) -> None:
     """Run kopf's side: it hands reviews from our server to our handlers."""
+    for login in (kopf.login_with_kubeconfig, kopf.login_with_service_account):
+        kopf.on.login(registry=operator.handlers, errors=kopf.ErrorsMode.IGNORED)(login)
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
     settings.networking.error_backoffs = Endless()
