@@ -38,12 +38,16 @@ Fault = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A request as it arrived; header names are in lower case."""
+    """A request as it arrived; header names are in lower case.
+
+    `connection` is the client's port: equal for requests over one connection.
+    """
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str] = field(repr=False)
+    connection: int = field(repr=False)
 
     @property
     def authorization(self) -> str | None:
@@ -198,7 +202,9 @@ class FakeRegistry:
 
     async def _receive(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.requests.append(Seen(request.method, request.path, dict(request.query), headers))
+        query = dict(request.query)
+        port = request.transport.get_extra_info("peername")[1] if request.transport else 0
+        self.requests.append(Seen(request.method, request.path, query, headers, port))
         rule = next((each for each in self._rules if each.takes(request)), None)
         if rule is not None:
             return await rule.fault(request, self._answer)
@@ -332,7 +338,7 @@ def redirecting(url: str, status: int = 307) -> Fault:
 
     async def fault(request: web.Request, _handle: Handler) -> web.StreamResponse:
         location = url.replace("{path}", request.path)
-        return web.Response(status=status, headers={"Location": location})
+        return web.Response(status=status, headers={"Location": location}, body=b"moved")
 
     return fault
 

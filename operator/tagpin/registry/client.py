@@ -146,7 +146,7 @@ class RegistryClient:
         self._sessions = _Sessions(
             listed=await self._open(lambda _: True),
             unlisted=await self._open(lambda address: not rules.blocks(address)),
-            # The two judge each request, so they keep no connection.
+            # What the registry leads to is judged for each request: no connection is kept.
             derived=await self._open(lambda address: not rules.blocks(address), pooled=False),
             derived_public=await self._open(rules.is_public, pooled=False),
         )
@@ -165,22 +165,19 @@ class RegistryClient:
     def registry(self, domain: str) -> Registry:
         """The registry that references name `domain`; ValueError where that is no place."""
         host = _DOCKER_HUB_HOST if domain == DOCKER_HUB else domain
-        listed = self._listed.get(_place(URL(f"https://{host}")))
-        listed = listed or self._listed.get(_place(URL(f"http://{host}")))
-        if listed is None:
-            return Registry(domain, _origin("https", host))
-        return Registry(
-            domain,
-            _origin("http" if listed.http else "https", host),
-            listed=True,
-            credentials_over_http=listed.http and listed.credentials_over_http,
-        )
+        for scheme in ("https", "http"):
+            origin = _origin(scheme, host)
+            listed = self._listed.get(_place(origin))
+            if listed is not None and listed.http == (scheme == "http"):
+                in_plain = listed.http and listed.credentials_over_http
+                return Registry(domain, origin, listed=True, credentials_over_http=in_plain)
+        return Registry(domain, _origin("https", host))
 
     async def run(self, flow: Flow[T], registry: Registry, *, within: float) -> T:
         """Carry out a conversation that `registry` is the subject of, in `within` seconds.
 
-        Raises Failure. It is `concealed` where an address took part that is not public, unless
-        the operator listed the registry.
+        Raises Failure. It is `concealed` where an address took part that is not public, and that
+        no place has which the operator listed.
         """
         return await self._visit(flow, _Visit(registry, self._rules), within)
 
@@ -190,7 +187,7 @@ class RegistryClient:
                 return await self._drive(flow, visit)
         except TimeoutError:
             # A login may be shared with another visit, which alone knows its addresses.
-            concealed = visit.conceals or (visit.logging_in and not visit.registry.listed)
+            concealed = visit.conceals or visit.logs_in_at_a_stranger
             detail = f"no answer within {within:g} s"
             raise Failure(Reason.TIMEOUT, detail, concealed=concealed) from None
         except Failure as failure:
@@ -203,7 +200,6 @@ class RegistryClient:
         try:
             while True:
                 step = proceed()
-                visit.logging_in = isinstance(step, Login)
                 reply: Response | str
                 try:
                     if isinstance(step, Login):
@@ -211,7 +207,7 @@ class RegistryClient:
                     else:
                         reply = await self._ask(step, visit)
                 except Failure as failure:
-                    visit.conceals |= failure.concealed
+                    visit.logs_in_at_a_stranger = False
                     proceed = partial(flow.throw, failure)
                 else:
                     proceed = partial(flow.send, reply)
@@ -230,32 +226,37 @@ class RegistryClient:
             self._tokens.forget(key)
 
         async def load() -> Token:
+            if login.realm.host != login.registry.origin.host:
+                log.debug("%s has its tokens from %s", login.registry.name, login.realm.host)
             inner = _Visit(login.registry, self._rules, reached_public=visit.reached_public)
             return await self._visit(fetch_token(login), inner, self._longest_login)
 
-        return (await self._tokens.get(key, load)).value.value
+        derived = login.realm.origin() != login.registry.origin
+        visit.logs_in_at_a_stranger = self._trusted(login.realm, visit, derived=derived) is None
+        token = (await self._tokens.get(key, load)).value
+        visit.logs_in_at_a_stranger = False
+        return token.value
 
     async def _ask(self, request: Request, visit: "_Visit") -> Response:
         """The answer to a request, which is repeated where that can help."""
         previous = 0
-        for retries_left in reversed(range(self._retries + 1)):
+        for _ in range(self._retries):
             try:
                 response = await self._exchange(request, visit)
             except _TransientFailure:
-                if not retries_left:
-                    raise
+                previous = 0
             else:
                 # The same error twice is what some registries say to bad input for ever.
                 if response.status not in _RETRIED or response.status == previous:
                     return response
-                if not retries_left:
-                    return response
                 previous = response.status
             await self._sleep(self._jitter())
-        raise AssertionError("unreachable")
+        return await self._exchange(request, visit)
 
     async def _exchange(self, request: Request, visit: "_Visit") -> Response:
-        session, tls = self._route(request, visit)
+        trusted = self._trusted(request.url, visit, derived=request.derived)
+        session = self._route(request, visit, trusted)
+        tls = self._own_tls.get(_place(request.url), self._tls)
         trace = guard.Trace.begin()
         started = self._clock()
         code = "cancelled"
@@ -264,7 +265,8 @@ class RegistryClient:
         except Failure as failure:
             code = failure.reason.value
             raise
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        # uvloop raises RuntimeError where asyncio raises OSError (aiohappyeyeballs: impl.py)
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             translated = _failure_of(error, request.url, trace, self._rules)
             code = translated.reason.value
             raise translated from error
@@ -272,35 +274,34 @@ class RegistryClient:
             code = str(response.status)
             return response
         finally:
-            visit.note(trace, request)
+            visit.note(trace, derived=request.derived, trusted=trusted is not None)
             seconds = self._clock() - started
             self._observe(Exchange(visit.registry.name, request.method, code, seconds))
 
+    def _trusted(self, url: URL, visit: "_Visit", *, derived: bool) -> RegistrySettings | None:
+        """The operator's word about a place; a stranger's registry cannot call on it."""
+        return self._listed.get(_place(url)) if visit.registry.listed or not derived else None
+
     def _route(
-        self, request: Request, visit: "_Visit"
-    ) -> tuple[aiohttp.ClientSession, ssl.SSLContext]:
-        """Which connections may carry a request, and how the peer proves who it is."""
+        self, request: Request, visit: "_Visit", trusted: RegistrySettings | None
+    ) -> aiohttp.ClientSession:
+        """Which connections may carry a request."""
         if self._sessions is None:
             raise RuntimeError("the client is not open")
         url = request.url
-        place = _place(url)
-        listed = self._listed.get(place)
-        # A stranger's registry does not lead us to the places that the operator listed.
-        trusted = listed is not None and (visit.registry.listed or not request.derived)
-        if url.scheme == "http" and not (trusted and listed is not None and listed.http):
+        if url.scheme != "https" and (trusted is None or not trusted.http):
             raise Failure(Reason.BAD_ANSWER, f"{url.host} is not listed for plain http")
-        tls = self._own_tls.get(place, self._tls)
-        if trusted:
-            return self._sessions.listed, tls
+        if trusted is not None:
+            return self._sessions.listed
         if guard.is_blocked_name(url.host or ""):
             raise Failure(Reason.BLOCKED, f"{url.host} is no name of a registry")
         if not request.derived:
-            return self._sessions.unlisted, tls
+            return self._sessions.unlisted
         if url.port not in (443, visit.registry.origin.port):
             raise Failure(Reason.BLOCKED, f"port {url.port} of {url.host} was not expected")
         if visit.reached_public:
-            return self._sessions.derived_public, tls
-        return self._sessions.derived, tls
+            return self._sessions.derived_public
+        return self._sessions.derived
 
     async def _send(
         self, session: aiohttp.ClientSession, request: Request, tls: ssl.SSLContext
@@ -365,26 +366,24 @@ class _Visit:
 
     While `reached_public`, the registry may not lead us to a private address: it answered from
     a public one, or not yet. `conceals` that an address took part of which strangers must learn
-    nothing.
+    nothing; while `logs_in_at_a_stranger`, that could be so.
     """
 
     registry: Registry
     rules: guard.AddressRules
     reached_public: bool = True
     conceals: bool = False
-    logging_in: bool = False
+    logs_in_at_a_stranger: bool = False
     _seen_public: bool = False
 
-    def note(self, trace: guard.Trace, request: Request) -> None:
+    def note(self, trace: guard.Trace, *, derived: bool, trusted: bool) -> None:
         """Take in which addresses a request had to do with."""
         public = [self.rules.is_public(each) for each in trace.opened]
-        if not self.registry.listed:
-            hidden = not all(public) or any(
-                not self.rules.is_public(each) and not self.rules.blocks(each)
-                for each in trace.refused
-            )
-            self.conceals = self.conceals or hidden
-        if not request.derived and public:
+        if not trusted:
+            inner = [each for each in trace.refused if not self.rules.blocks(each)]
+            refused_private = not all(map(self.rules.is_public, inner))
+            self.conceals = self.conceals or refused_private or not all(public)
+        if not derived and public:
             self._seen_public = self._seen_public or public[-1]
             self.reached_public = self._seen_public
 

@@ -1,5 +1,6 @@
 """Attacks by whoever can create a pod, or runs a registry that somebody uses."""
 
+import asyncio
 import base64
 
 import pytest
@@ -226,6 +227,17 @@ async def test_a_connection_that_a_private_registry_opened_is_not_lent_to_a_publ
     assert len(target.requests) == seen
 
 
+async def test_no_connection_to_a_derived_place_is_kept(net: Net) -> None:
+    registry, other = await net.registry("public.test"), await net.registry("other.test")
+    other.push_image("demo/app", "v1")
+    registry.fault(redirecting(f"https://other.test:{net.port}{{path}}"))
+    resolver = await net.resolver()
+    for _ in range(3):
+        digest(await settle(resolver, net.image("public.test"), max_age=-1))
+    assert len({seen.connection for seen in other.requests}) == 3
+    assert len({seen.connection for seen in registry.requests}) == 1
+
+
 async def test_a_registry_that_rebinds_between_the_steps_stays_public(net: Net) -> None:
     registry = await net.registry("public.test", tokens=True)
     inner = await net.registry("private.test", tokens=True)
@@ -287,6 +299,31 @@ async def test_strangers_learn_only_that_a_private_host_is_unreachable(net: Net)
     outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # no such name
     assert {reason(outcome) for outcome in outcomes} == {Reason.UNREACHABLE}
     assert len({str(outcome) for outcome in outcomes}) == 1
+
+
+@pytest.mark.parametrize("slow", ["server", "caller"])
+async def test_a_private_token_server_hides_behind_its_registry(net: Net, slow: str) -> None:
+    """Also for those who only wait for a login that others began."""
+    registry = await net.registry("private.test", tokens=True)
+    server = await net.registry("inner.test")
+    registry.realm = f"https://inner.test:{net.port}/token"
+    server.fault(hanging(), path="/token")
+    limits = {"read_timeout": 0.1} if slow == "server" else {"load_timeout": 0.1}
+    resolver = await net.resolver(**limits, registries=[RegistrySettings(registry.host)])
+    images = [net.image("private.test", tag=tag) for tag in ("one", "two")]
+    outcomes = await asyncio.gather(*[settle(resolver, image) for image in images])
+    assert {reason(outcome) for outcome in outcomes} == {Reason.UNREACHABLE}
+
+
+async def test_an_unlisted_private_place_is_hidden_though_a_listed_registry_leads_there(
+    net: Net,
+) -> None:
+    registry, target = await net.registry("private.test"), await net.registry("inner.test")
+    registry.fault(redirecting(f"https://inner.test:{net.port}{{path}}"))
+    listed = [RegistrySettings(f"private.test:{net.port}")]
+    outcome = await net.ask(net.image("private.test"), registries=listed)
+    assert reason(outcome) is Reason.UNREACHABLE
+    assert target.requests != []
 
 
 async def test_a_deadline_at_a_private_host_is_hidden_too(net: Net) -> None:

@@ -300,6 +300,7 @@ async def test_repositories_do_not_share_a_token(net: Net) -> None:
     for repository in ("demo/one", "demo/two"):
         pushed = registry.push_image(repository, "v1")
         assert digest(await settle(resolver, net.image("public.test", repository))) == pushed
+    assert len(registry.requests) == 2 * 3  # no token was refused on the way
 
 
 async def test_a_revoked_token_is_replaced(net: Net) -> None:
