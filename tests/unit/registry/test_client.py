@@ -182,9 +182,10 @@ async def test_a_name_that_does_not_exist_is_unreachable(net: Net) -> None:
 
 
 async def test_what_is_no_http_is_a_bad_answer(net: Net) -> None:
-    async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
         writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
-        await writer.drain()
+        await reader.read()
         writer.close()
 
     server = await asyncio.start_server(babble, "127.1.0.1", 0)
