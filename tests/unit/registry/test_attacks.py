@@ -227,13 +227,16 @@ async def test_a_connection_that_a_private_registry_opened_is_not_lent_to_a_publ
     assert len(target.requests) == seen
 
 
-async def test_no_connection_to_a_derived_place_is_kept(net: Net) -> None:
-    registry, other = await net.registry("public.test"), await net.registry("other.test")
+@pytest.mark.parametrize(
+    ("name", "derived"), [("public.test", "other.test"), ("private.test", "inner.test")]
+)
+async def test_no_connection_to_a_derived_place_is_kept(net: Net, name: str, derived: str) -> None:
+    registry, other = await net.registry(name), await net.registry(derived)
     other.push_image("demo/app", "v1")
-    registry.fault(redirecting(f"https://other.test:{net.port}{{path}}"))
+    registry.fault(redirecting(f"https://{derived}:{net.port}{{path}}"))
     resolver = await net.resolver()
     for _ in range(3):
-        digest(await settle(resolver, net.image("public.test"), max_age=-1))
+        digest(await settle(resolver, net.image(name), max_age=-1))
     assert len({seen.connection for seen in other.requests}) == 3
     assert len({seen.connection for seen in registry.requests}) == 1
 
