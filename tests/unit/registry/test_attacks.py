@@ -250,6 +250,16 @@ async def test_a_registry_that_rebinds_between_the_steps_stays_public(net: Net) 
     assert inner.requests == []
 
 
+async def test_a_registry_with_a_public_and_a_private_address_counts_as_public(net: Net) -> None:
+    registry, double = await net.registry("public.test"), await net.registry("private.test")
+    target = await net.registry("inner.test")
+    net.names.add("public.test", ["127.1.0.1", "127.2.0.1"])  # aiohttp takes them in turn
+    registry.fault(answering(404, {"Connection": "close"}))
+    double.fault(redirecting(f"https://inner.test:{net.port}{{path}}"))
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+    assert [len(each.requests) for each in (registry, double, target)] == [1, 1, 0]
+
+
 async def test_a_stranger_may_not_lead_to_a_place_that_the_operator_listed(net: Net) -> None:
     registry = await net.registry("public.test")
     listed = await net.registry("blocked.test")
