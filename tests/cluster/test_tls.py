@@ -9,11 +9,12 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
+from kubernetes.aio.client import ApiClient, Configuration
 
 from cluster.controlplane import PROGRAMS, ControlPlane
 from cluster.requirement import require_programs
@@ -45,6 +46,7 @@ class Cluster:
 
     def __init__(self, control_plane: ControlPlane) -> None:
         self.kubectl = control_plane.kubectl
+        self._audit_events = control_plane.audit_events
         self.kubectl("apply", "-k", str(BASE))
         self.kubeconfig = control_plane.kubeconfig_for_token(
             control_plane.token("tagpin-system", "tagpin")
@@ -91,6 +93,16 @@ class Cluster:
         """Whether every caBundle holds the CAs of the Secret and nothing else."""
         return self.bundles == [frozenset(parse_certificates(secret[CA_CERTIFICATE]))] * WEBHOOKS
 
+    def answers_to_writes(self) -> list[int]:
+        """The status of each of tagpin's own attempts to write the Secret."""
+        return [
+            event["responseStatus"]["code"]
+            for event in self._audit_events()
+            if event["verb"] == "patch"
+            and event["user"]["username"] == "system:serviceaccount:tagpin-system:tagpin"
+            and event["objectRef"]["resource"] == "secrets"
+        ]
+
     def is_published(self) -> bool:
         return self.are_exactly(self.secret)
 
@@ -109,6 +121,22 @@ def cluster(installed: Cluster) -> Cluster:
     return installed
 
 
+class Racer(ApiClient):
+    """A client that, after its first answer, waits for the others at the barrier."""
+
+    def __init__(self, configuration: Configuration, barrier: asyncio.Barrier) -> None:
+        super().__init__(configuration)
+        self._barrier: asyncio.Barrier | None = barrier
+
+    async def call_api(self, *arguments: Any, **options: Any) -> Any:
+        answer: Any = await super().call_api(*arguments, **options)
+        if self._barrier is not None and "/secrets/" in arguments[1]:
+            barrier, self._barrier = self._barrier, None
+            await answer.read()
+            await barrier.wait()
+        return answer
+
+
 @contextlib.asynccontextmanager
 async def replica(
     kubeconfig: Path,
@@ -116,15 +144,19 @@ async def replica(
     directory: Path | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     api_interval: float = 0.3,
+    settling: float = 0.2,
+    together: asyncio.Barrier | None = None,
 ) -> AsyncIterator[CertificateKeeper]:
     client = await connect(kubeconfig)
+    if together is not None:
+        client = Racer(client.configuration, together)
     keeper = CertificateKeeper(
         client,
         names=NAMES,
         directory=directory,
         volume_interval=0.05,
         api_interval=api_interval,
-        settling=0.2,
+        settling=settling,
         clock=clock,
     )
     task = asyncio.create_task(keeper.run())
@@ -176,10 +208,12 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 class TestFirstStart:
     async def test_replicas_that_race_end_with_one_ca(self, cluster: Cluster) -> None:
+        before = len(cluster.answers_to_writes())
+        all_saw_it_empty = asyncio.Barrier(3)
         async with (
-            replica(cluster.kubeconfig) as one,
-            replica(cluster.kubeconfig) as two,
-            replica(cluster.kubeconfig) as three,
+            replica(cluster.kubeconfig, together=all_saw_it_empty) as one,
+            replica(cluster.kubeconfig, together=all_saw_it_empty) as two,
+            replica(cluster.kubeconfig, together=all_saw_it_empty) as three,
         ):
             await ready(one, two, three)
             await until(cluster.is_published)
@@ -188,6 +222,7 @@ class TestFirstStart:
             for keeper in (one, two, three):
                 certificate = served(keeper, cluster.bundles[0])
                 assert certificate == pair_of(secret).certificate
+            assert sorted(cluster.answers_to_writes()[before:]) == [200, 409, 409]
 
     async def test_nothing_is_written_where_nothing_is_due(self, cluster: Cluster) -> None:
         async with replica(cluster.kubeconfig) as one, replica(cluster.kubeconfig) as two:
@@ -391,6 +426,22 @@ class TestSomeoneElsesCertificate:
                     if now_served == {pair_of(second).certificate}:
                         break
             await until(cluster.is_published)
+
+    async def test_a_bundle_wiped_while_the_ca_changes_gets_both_cas(
+        self, cluster: Cluster
+    ) -> None:
+        first, second = self.foreign(), self.foreign()
+        cluster.write_secret(first)
+        # The API servers are given for ever to notice, so the old certificate stays.
+        async with replica(cluster.kubeconfig, settling=3600) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            both = frozenset(parse_certificates(first[CA_CERTIFICATE] + second[CA_CERTIFICATE]))
+            cluster.write_secret(second)
+            await until(lambda: cluster.bundles == [both] * WEBHOOKS)
+            cluster.write_bundle(0, frozenset())
+            await until(lambda: cluster.bundles == [both] * WEBHOOKS)
+            assert served(keeper, both) == pair_of(first).certificate
 
     async def test_broken_content_leaves_the_old_certificate_in_service(
         self, cluster: Cluster, caplog: pytest.LogCaptureFixture

@@ -231,14 +231,14 @@ class TestWithoutApi:
             await until(lambda: keeper.expires == new.expires)
             assert (await listener.connect()).certificate == new.certificate
 
-    async def test_an_expired_certificate_does_not_replace_a_valid_one(
+    async def test_a_certificate_outside_of_its_life_does_not_replace_a_valid_one(
         self, away: ApiClient, tmp_path: Path
     ) -> None:
-        valid, expired = issue(), issue(age=91)
+        valid, not_yet_valid = issue(), issue(age=-1)
         write(tmp_path, files_of(valid))
         async with running(away, tmp_path) as keeper:
             await asyncio.wait_for(keeper.ready.wait(), 5)
-            write(tmp_path, files_of(expired))
+            write(tmp_path, files_of(not_yet_valid))
             await asyncio.sleep(0.1)
             assert keeper.expires == valid.expires
 
