@@ -322,7 +322,8 @@ async def test_a_private_token_server_hides_behind_its_registry(net: Net, slow: 
     registry.realm = f"https://inner.test:{net.port}/token"
     server.fault(hanging(), path="/token")
     limits = {"read_timeout": 0.1} if slow == "server" else {"load_timeout": 0.1}
-    resolver = await net.resolver(**limits, registries=[RegistrySettings(registry.host)])
+    listed = [RegistrySettings(f"private.test:{net.port}")]
+    resolver = await net.resolver(**limits, registries=listed)
     images = [net.image("private.test", tag=tag) for tag in ("one", "two")]
     outcomes = await asyncio.gather(*[settle(resolver, image) for image in images])
     assert {reason(outcome) for outcome in outcomes} == {Reason.UNREACHABLE}
