@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tagpin.errors import ConfigurationError
+from tagpin.errors import ConfigurationError, InvalidReference
+from tagpin.reference import Reference
 
 ENVIRONMENT_PREFIX = "TAGPIN_"
 
@@ -181,6 +182,17 @@ def _texts(value: object, _where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _host(value: object, where: str) -> str:
+    host = _text(value, where)
+    try:
+        ref = Reference.parse(f"{host}/repository")
+    except InvalidReference:
+        raise ValueError("no host or host:port") from None
+    if ref.domain != host:
+        raise ValueError("no host as references begin with, such as docker.io or registry:5000")
+    return host
+
+
 def _registries(value: object, where: str) -> tuple[Registry, ...]:
     if not isinstance(value, list):
         raise ValueError("no list")  # noqa: TRY004 all bad values are one error
@@ -205,6 +217,7 @@ _BY_TYPE: dict[Any, Callable[[object, str], object]] = {
     tuple[Registry, ...]: _registries,
 }
 _READERS: dict[str, Callable[[object, str], object]] = {
+    "host": _host,
     "webhook_port": _port,
     "health_port": _port,
     "log_level": _one_of("debug", "info", "warning", "error"),

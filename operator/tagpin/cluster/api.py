@@ -39,6 +39,7 @@ async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> A
         if kubeconfig is None:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
+            kubeconfig.read_bytes()  # noqa: ASYNC240 - at start; a missing one would count as empty
             await load_kube_config(  # type: ignore[no-untyped-call]
                 str(kubeconfig), client_configuration=configuration, persist_config=False
             )

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from tagpin.app.logs import configure
-from tagpin.app.wiring import read_settings
 
 
 @click.command()
@@ -17,8 +16,10 @@ from tagpin.app.wiring import read_settings
 )
 def serve(config: Path | None) -> None:
     """Answer the admission webhooks of a cluster."""
+    # kopf takes a second to import, which the other commands need not spend.
+    from tagpin.app.serve import serve as run  # noqa: PLC0415
+    from tagpin.app.wiring import read_settings  # noqa: PLC0415
+
     settings = read_settings(config)
     configure(settings.log_level, settings.log_format)
-    from tagpin.app.serve import serve as run  # noqa: PLC0415 kopf takes a second to import
-
     run(settings)

@@ -1,0 +1,82 @@
+"""One line per decision, in JSON or for people."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from tagpin.app.logs import JsonLines, Text, log_decision
+from tagpin.errors import Reason
+from tagpin.pinning import Admission, Result, Verdict
+from tagpin.pins import Failure
+from tagpin.policy import Mode
+
+POD: dict[str, Any] = {
+    "metadata": {
+        "generateName": "web-1-",
+        "labels": {"pod-template-hash": "1"},
+        "ownerReferences": [
+            {
+                "apiVersion": "apps/v1",
+                "kind": "ReplicaSet",
+                "name": "web-1",
+                "uid": "u",
+                "controller": True,
+            }
+        ],
+    }
+}
+ADMISSION = Admission(
+    mode=Mode.ENFORCE, operation="CREATE", namespace="shop", pod=POD, dry_run=True
+)
+REFUSED = Verdict(
+    Result.REFUSED, {"app": Failure("a:1", Reason.TLS, "a.test has no valid certificate")}
+)
+
+
+def record(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    with caplog.at_level(logging.INFO, logger="tagpin.decisions"):
+        log_decision(ADMISSION, REFUSED, 0.0123)
+    (only,) = caplog.records
+    return only
+
+
+def test_a_decision_is_one_line_of_json(caplog: pytest.LogCaptureFixture) -> None:
+    line = JsonLines().format(record(caplog))
+
+    assert "\n" not in line
+    fields = json.loads(line)
+    assert fields.pop("time").endswith("+00:00")
+    assert fields == {
+        "level": "warning",
+        "logger": "tagpin.decisions",
+        "message": "pod refused",
+        "mode": "enforce",
+        "operation": "create",
+        "namespace": "shop",
+        "pod": "web-1-",
+        "revision": "ReplicaSet/web-1",
+        "result": "refused",
+        "dry_run": True,
+        "pins": {"app": {"image": "a:1", "reason": "tls"}},
+        "failures": {"app": "a.test has no valid certificate"},
+        "milliseconds": 12.3,
+    }
+
+
+def test_a_person_reads_the_same_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    line = Text().format(record(caplog))
+
+    assert "WARNING pod refused" in line
+    assert "namespace='shop'" in line
+    assert "\n" not in line
+
+
+def test_a_traceback_stays_with_its_line() -> None:
+    error = ZeroDivisionError("a fault")
+    info = (type(error), error, None)
+    failed = logging.LogRecord("tagpin", logging.ERROR, "f.py", 1, "a decision failed", None, info)
+
+    assert "ZeroDivisionError: a fault" in json.loads(JsonLines().format(failed))["traceback"]
+    assert "ZeroDivisionError: a fault" in Text().format(failed)
