@@ -78,7 +78,8 @@ async def test_a_token_answer_of_more_than_64_kib_is_refused(net: Net) -> None:
 
 async def test_a_header_of_9_kib_is_refused(net: Net) -> None:
     registry = await net.registry("public.test")
-    registry.fault(answering(401, {"WWW-Authenticate": "Basic " + "x" * 9216}))
+    registry.push_image("demo/app", "v1")
+    registry.fault(with_header("X-Large", "x" * 9216))
     assert reason(await net.ask(net.image("public.test"))) is Reason.BAD_ANSWER
 
 
@@ -174,6 +175,15 @@ async def test_what_would_not_change_is_not_tried_again(net: Net, status: int) -
 async def test_where_nobody_listens_the_registry_is_unreachable(net: Net) -> None:
     registry = await net.registry("public.test")
     await registry.stop()
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+
+
+async def test_where_nobody_listens_at_the_allowed_address_the_registry_is_unreachable(
+    net: Net,
+) -> None:
+    registry = await net.registry("public.test")
+    await registry.stop()
+    net.names.add("public.test", ["127.3.0.1", "127.1.0.1"])
     assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
 
 

@@ -164,6 +164,17 @@ async def test_a_denial_is_no_outage_and_ends_what_was_known(net: Net, status: i
     assert reason(await settle(resolver, net.image("public.test"), max_age=5)).is_outage
 
 
+async def test_a_bad_answer_is_no_outage(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    resolver = await net.resolver()
+    await settle(resolver, net.image("public.test"))
+    registry.fault(answering(418))
+    net.clock.advance(60)
+    outcome = await settle(resolver, net.image("public.test"), max_age=5)
+    assert reason(outcome) is Reason.BAD_ANSWER
+
+
 async def test_a_denial_of_a_private_host_is_no_outage_though_it_is_shown_as_one(net: Net) -> None:
     registry = await net.registry("private.test")
     registry.push_image("demo/app", "v1")
