@@ -542,11 +542,11 @@ class TestApiAway:
     async def test_what_was_edited_meanwhile_is_repaired(
         self, cluster: Cluster, gate: Gate
     ) -> None:
-        async with replica(gate.kubeconfig) as keeper:
+        async with replica(gate.kubeconfig, api_interval=600) as keeper:
             await ready(keeper)
             await until(cluster.is_published)
             await gate.shut()
             cluster.write_bundle(0, frozenset(issue_ca(NOW).chain))
-            await asyncio.sleep(0.3)
+            (ours,) = {*cluster.bundles[1:]}
             await gate.open()
-            await until(cluster.is_published)
+            await until(lambda: all(ours <= bundle for bundle in cluster.bundles))
