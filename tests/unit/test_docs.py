@@ -1,0 +1,68 @@
+"""What the documentation lists is what there is."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from tagpin.errors import Reason
+from tagpin.pinning import Result
+from tagpin.pins import Source
+from tagpin.settings import Registry, Settings
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+RECORDS = (ROOT / "docs" / "records.md").read_text()
+
+
+def camel_case(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def defaults() -> dict[str, str]:
+    """Key → default, of the table in docs/configuration.md."""
+    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", CONFIGURATION, re.MULTILINE)
+    return dict(rows)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    documented = {}
+    for key, text in defaults().items():
+        documented[key] = {"all": "", "[]": ()}.get(text, text)
+    # Reading the documented text must give the default.
+    settings = Settings.from_mapping(
+        {key: list(value) if value == () else value for key, value in documented.items()}
+    )
+
+    assert set(documented) == {camel_case(item.name) for item in dataclasses.fields(Settings)}
+    assert settings == Settings()
+
+
+@pytest.mark.parametrize("item", [item.name for item in dataclasses.fields(Registry)])
+def test_every_key_of_a_registry_is_shown(item: str) -> None:
+    assert f"{camel_case(item)}:" in CONFIGURATION
+
+
+@pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.LEDGER}))
+def test_every_reason_has_a_remedy(reason: Reason) -> None:
+    assert re.search(rf"^\| `{reason}` \| .+ \| .+ \|$", RECORDS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("source", sorted(set(Source) - {Source.LEDGER, Source.SIBLINGS}))
+def test_every_source_is_explained(source: Source) -> None:
+    assert re.search(rf"^\| `{source}` \| .+ \|$", RECORDS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("result", sorted(set(Result) - {Result.BROKEN}))
+def test_every_result_of_the_audit_log_is_named(result: Result) -> None:
+    assert f"`{result}`" in RECORDS
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
