@@ -1,28 +1,29 @@
 """What every test may use, and the count of cluster tests in the last lines of a run."""
 
 import os
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-CLUSTER = Path(__file__).parent / "cluster"
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many cluster tests ran, and why the others did not."""
-    ran, skipped = 0, dict[str, int]()
-    for outcome in ("passed", "failed", "skipped"):
-        for report in terminalreporter.stats.get(outcome, []):
-            if not report.nodeid.startswith("tests/cluster/"):
-                continue
-            if outcome == "skipped":
-                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
-                skipped[reason] = skipped.get(reason, 0) + 1
-            elif report.when == "call":
-                ran += 1
-    terminalreporter.write_line(f"{ran} tests ran against the real control plane")
+    """Say how many cluster tests ran, and which tests did not and why."""
+    reports = {
+        outcome: terminalreporter.stats.get(outcome, [])
+        for outcome in ("passed", "failed", "skipped")
+    }
+    ran = [
+        report
+        for report in reports["passed"] + reports["failed"]
+        if report.when == "call" and report.nodeid.startswith("tests/cluster/")
+    ]
+    skipped = Counter(
+        report.longrepr[2] if isinstance(report.longrepr, tuple) else "no reason was given"
+        for report in reports["skipped"]
+    )
+    terminalreporter.write_line(f"{len(ran)} cluster tests ran")
     for reason, count in skipped.items():
-        terminalreporter.write_line(f"{count} of its tests were skipped: {reason}")
+        terminalreporter.write_line(f"{count} tests did not run: {reason}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,6 +26,8 @@ from tagpin.pinning import Verdict
 
 MAX_BODY = 8 * 2**20
 """Bytes of a review: etcd's 1.5 MiB twice over, as JSON, with room."""
+ARRIVAL = 5.0
+"""Seconds for a review to arrive."""
 MARGIN = 0.5
 """Seconds kept back from the API server's time-out, for the way back."""
 
@@ -138,7 +140,12 @@ class WebhookServer:
     async def _answer(
         self, dispatch: kopf.WebhookFn, path: str, request: web.Request
     ) -> dict[str, Any]:
-        review = _parse(await request.read())
+        try:
+            async with asyncio.timeout(ARRIVAL):
+                body = await request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
+        review = _parse(body)
         mine = Exchange(review["request"], _budget(request.query.get("timeout", "")))
         exchange.set(mine)
         answer = dict(await dispatch(review, webhook=path, headers={}, sslpeer={}))
