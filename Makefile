@@ -74,6 +74,7 @@ lock: $(READY) ## Renew the lock files: requirements/*.txt
 	$(LOCK) --upgrade pyproject.toml --output-file requirements/runtime.txt
 	$(LOCK) --upgrade pyproject.toml --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
 	$(LOCK) --upgrade requirements/go.in --output-file requirements/go.txt
+	$(LOCK) --upgrade requirements/build.in --output-file requirements/build.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made here

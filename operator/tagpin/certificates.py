@@ -23,7 +23,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificatePublicKeyTypes,
+    PrivateKeyTypes,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tagpin.errors import ConfigurationError
@@ -51,7 +54,7 @@ class Pair:
         """Read PEM; raises ConfigurationError unless the key is that of the first certificate."""
         chain = parse_certificates(certificate)
         private = _parse_key(key)
-        if private.public_key() != chain[0].public_key():
+        if private.public_key() != _public_key(chain[0]):
             raise ConfigurationError(
                 f"the private key does not belong to the certificate {_name(chain[0])}"
             )
@@ -202,8 +205,9 @@ def issue_serving(ca: Pair, names: Collection[str], now: datetime) -> Pair:
     """
     if not names:
         raise ConfigurationError("a serving certificate needs a name")
+    if not isinstance(ca.key, ec.EllipticCurvePrivateKey):
+        raise ConfigurationError("the CA's key is not an elliptic-curve key")
     key = ec.generate_private_key(ec.SECP256R1())
-    issuer = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     builder = (
         _builder(key, now, min(now + SERVING_LIFETIME, ca.expires))
         .subject_name(_common_name("tagpin"))
@@ -215,11 +219,9 @@ def issue_serving(ca: Pair, names: Collection[str], now: datetime) -> Pair:
             x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
         )
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False
+            _authority_key_identifier(ca.certificate, ca.key.public_key()), critical=False
         )
     )
-    if not isinstance(ca.key, ec.EllipticCurvePrivateKey):
-        raise ConfigurationError("the CA's key is not an elliptic-curve key")
     return Pair((builder.sign(ca.key, hashes.SHA256()),), key)
 
 
@@ -265,7 +267,7 @@ def _issuer(authorities: list[x509.Certificate], key: bytes) -> Pair | None:
         return None
     public = private.public_key()
     return next(
-        (Pair((each,), private) for each in authorities if each.public_key() == public), None
+        (Pair((each,), private) for each in authorities if _public_key(each) == public), None
     )
 
 
@@ -290,17 +292,42 @@ def _flaw(serving: Pair, ca: Pair, names: Collection[str], now: datetime) -> str
 def _is_issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
+
+
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
+    """The key of a certificate; None where it is of a kind that we don't know."""
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
 
 
 def _names(certificate: x509.Certificate) -> set[x509.GeneralName]:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
+    except (
+        ValueError,  # malformed
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.UnsupportedGeneralNameType,
+    ):
         return set()
     return set(extension.value)
+
+
+def _authority_key_identifier(
+    ca: x509.Certificate, key: ec.EllipticCurvePublicKey
+) -> x509.AuthorityKeyIdentifier:
+    """What the CA calls its key; an administrator's own CA may not call it anything."""
+    kind = x509.AuthorityKeyIdentifier
+    try:
+        called = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return kind.from_issuer_public_key(key)
+    return kind.from_issuer_subject_key_identifier(called.value)
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -327,7 +327,10 @@ class CertificateKeeper:
         old, new, now = self._served, self._newest, self._clock()
         if new is None or new == old:
             return
-        if old is not None and old.serving.is_valid(now) and old.serving != new.serving:
+        if old is not None and old.serving == new.serving:
+            self._served = new
+            return
+        if old is not None and old.serving.is_valid(now):
             is_trusted = new.authorities <= old.authorities or new.authorities <= self._settled()
             if not (new.serving.is_valid(now) and is_trusted):
                 return

@@ -58,13 +58,16 @@ class RegistrySettings:
 
     `host` is as in references: `host[:port]`. With `http` it is spoken to in plain http, and
     credentials go there only if `credentials_over_http`. `ca` is PEM text, trusted for this host
-    besides the system's authorities.
+    besides the system's authorities. Raises ConfigurationError for a host that is no place.
     """
 
     host: str
     http: bool = False
     ca: str | None = field(default=None, repr=False)
     credentials_over_http: bool = False
+
+    def __post_init__(self) -> None:
+        _listed_place(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,13 +74,16 @@ def test_resolve_needs_no_network_for_a_digest() -> None:
 
 
 def test_resolve_names_every_bad_image_and_prints_the_others() -> None:
-    done = tagpin("resolve", f"nginx@{DIGEST}", "Bad/Image", "127.0.0.1:1/app:1")
+    images = (f"nginx@{DIGEST}", "Bad/Image", "127.0.0.1:1/app:1", "registry.test:99999/app:1")
+
+    done = tagpin("resolve", *images)
 
     assert done.returncode == 1
     assert done.stdout == f"nginx@{DIGEST}\n"
-    first, second = done.stderr.splitlines()
+    first, second, third = done.stderr.splitlines()
     assert first.startswith("tagpin: invalid image reference 'Bad/Image'")
     assert second.endswith("(unreachable)")
+    assert "registry.test:99999 is no host that could be connected to" in third
 
 
 def test_resolve_reports_a_broken_docker_config(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tagpin.app.logs import configure
-from tagpin.errors import Reason, Unresolvable
+from tagpin.errors import ConfigurationError, Reason, Unresolvable
 from tagpin.keychain import InvalidDockerConfig, Keychain
 from tagpin.pins import Failure, Pin, Source
 from tagpin.reference import Reference
@@ -88,14 +88,15 @@ async def _resolve(
 
 
 def _listed(images: Sequence[str], plain: Sequence[str]) -> list[RegistrySettings]:
-    hosts = dict.fromkeys(plain, True)
+    listed = {
+        host: RegistrySettings(host=host, http=True, credentials_over_http=True) for host in plain
+    }
     for image in images:
-        with contextlib.suppress(Unresolvable):
-            hosts.setdefault(Reference.parse(image).domain, False)
-    return [
-        RegistrySettings(host=host, http=http, credentials_over_http=http)
-        for host, http in hosts.items()
-    ]
+        # What is wrong with an image is said when it is resolved.
+        with contextlib.suppress(Unresolvable, ConfigurationError):
+            host = Reference.parse(image).domain
+            listed.setdefault(host, RegistrySettings(host=host))
+    return list(listed.values())
 
 
 def _docker_config() -> Keychain:
