@@ -122,25 +122,18 @@ class RegistryResolver:
     def last_known(self, ref: Reference, keychain: Keychain) -> Resolution | None:
         """The last answer that is within `stale_if_error`, as `stale`, without asking anyone.
 
-        For a caller whose own deadline came before the registry's answer.
+        For a caller whose own deadline came before the registry's answer, or who wants to know
+        whether a record that came with a pod is true.
         """
-        known = self._known(ref, keychain)
+        try:
+            known = self._cache.peek(self._key(ref, keychain.candidates(ref)))
+        except Unresolvable:
+            return None
         return None if known is None else _stale(known)
-
-    def knows(self, ref: Reference, keychain: Keychain, digest: Digest) -> bool:
-        """Whether a registry said within `stale_if_error` that the tag of `ref` names `digest`."""
-        known = self._known(ref, keychain)
-        return known is not None and known.value.digest == digest
 
     async def aclose(self) -> None:
         """Cancel the questions in flight."""
         await self._cache.aclose()
-
-    def _known(self, ref: Reference, keychain: Keychain) -> Answer[_Known] | None:
-        try:
-            return self._cache.peek(self._key(ref, keychain.candidates(ref)))
-        except Unresolvable:
-            return None
 
     def _key(self, ref: Reference, candidates: tuple[Credential, ...]) -> _Key:
         try:

@@ -196,20 +196,20 @@ async def test_the_cache_confirms_what_a_registry_said_to_the_same_credentials(n
     await settle(resolver, net.image("public.test"), ALICE)
     ref = Reference.parse(net.image("public.test"))
     keychain = Keychain(((ref.domain, Credential(*ALICE)),))
-    assert resolver.knows(ref, keychain, pushed)
-    assert resolver.knows(ref.pinned_to(pushed), keychain, pushed)
-    assert not resolver.knows(ref, keychain, Digest("sha256", "0" * 64))
-    assert not resolver.knows(ref, Keychain(), pushed)
+    for asked in (ref, ref.pinned_to(pushed)):
+        known = resolver.last_known(asked, keychain)
+        assert known is not None
+        assert (known.digest, known.source) == (pushed, Source.STALE)
+    assert resolver.last_known(ref, Keychain()) is None
     net.clock.advance(3599)
-    assert resolver.knows(ref, keychain, pushed)
+    assert resolver.last_known(ref, keychain) is not None
     net.clock.advance(1)
-    assert not resolver.knows(ref, keychain, pushed)
+    assert resolver.last_known(ref, keychain) is None
 
 
 async def test_nothing_is_known_of_a_host_that_cannot_be(net: Net) -> None:
     resolver = await net.resolver()
     ref = Reference.parse("public.test:99999/demo/app:v1")
-    assert not resolver.knows(ref, Keychain(), Digest("sha256", "0" * 64))
     assert resolver.last_known(ref, Keychain()) is None
 
 
