@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from tagpin.certificates import (
     BACKDATING,
@@ -36,14 +38,31 @@ def day(number: float) -> datetime:
     return NOW + timedelta(days=number)
 
 
-def handshake(serving: Pair, authorities: bytes, name: str) -> None:
+def self_signed(extension: x509.ExtensionType) -> Pair:
+    """A certificate with this extension only."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "someone")])
+    builder = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(1)
+        .not_valid_before(day(-1))
+        .not_valid_after(day(1000))
+        .add_extension(extension, critical=True)
+    )
+    return Pair((builder.sign(key, hashes.SHA256()),), key)
+
+
+def handshake(serving: Pair, authorities: bytes, name: str, *, strict: bool = True) -> None:
     """Let a strict client and a server speak TLS; raises ssl.SSLError if the client refuses."""
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(serving.certificate_pem + serving.key_pem)
         server_side.load_cert_chain(file.name)
     client_side = ssl.create_default_context(cadata=authorities.decode())
-    client_side.verify_flags |= ssl.VERIFY_X509_STRICT
+    if strict:
+        client_side.verify_flags |= ssl.VERIFY_X509_STRICT
+    else:
+        client_side.verify_flags &= ~ssl.VERIFY_X509_STRICT
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_side.wrap_bio(to_client, to_server, server_hostname=name)
     server = server_side.wrap_bio(to_server, to_client, server_side=True)
@@ -121,6 +140,10 @@ class TestIssuing:
         assert constraints.critical
         assert constraints.value == x509.BasicConstraints(ca=True, path_length=0)
 
+    def test_a_ca_of_an_administrator_may_lack_a_key_identifier(self) -> None:
+        ca = self_signed(x509.BasicConstraints(ca=True, path_length=None))
+        handshake(issue_serving(ca, NAMES, NOW), to_pem(ca.chain), NAME, strict=False)
+
     def test_it_needs_a_name(self) -> None:
         with pytest.raises(ConfigurationError, match="needs a name"):
             issue_serving(issue_ca(NOW), (), NOW)
@@ -165,6 +188,10 @@ class TestPair:
 
     def test_its_text_does_not_show_the_key(self) -> None:
         assert "key" not in repr(issue_ca(NOW))
+
+    def test_a_certificate_whose_names_are_malformed_has_none(self) -> None:
+        names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"junk")
+        assert not self_signed(names).is_for(NAME)
 
     def test_wildcards_count_as_names(self) -> None:
         pair = issue_serving(issue_ca(NOW), ["*.tagpin-system.svc"], NOW)
