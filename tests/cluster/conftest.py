@@ -1,11 +1,18 @@
 """Fixtures of the tests that run against a real control plane."""
 
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from typing import Any
 
 import pytest
 
 from cluster.controlplane import PROGRAMS, ControlPlane
+from cluster.installation import Installation
+from cluster.namespaces import Namespace
 from cluster.programs import CraneRegistry, Distribution
+from cluster.registries import PASSWORDS, Registries
 from cluster.requirement import require_programs
 
 
@@ -31,3 +38,53 @@ def crane_registry() -> Iterator[CraneRegistry]:
     require_programs("crane")
     with CraneRegistry() as running:
         yield running
+
+
+NewNamespace = Callable[..., Namespace]
+Install = Callable[..., AbstractContextManager[Installation]]
+
+
+@pytest.fixture(scope="session")
+def registries(control_plane: ControlPlane) -> Iterator[Registries]:
+    """Those that the operator of `install` knows; repositories have names of their own."""
+    require_programs("registry")
+    with Registries.start(control_plane) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def new_namespace(control_plane: ControlPlane) -> NewNamespace:
+    """Makes a namespace that no other test has, in a `mode` or with other labels."""
+    numbers = count(1)
+
+    def make(mode: str = "", labels: Mapping[str, str] | None = None) -> Namespace:
+        own = {"tagpin.dev/mode": mode} if mode else {}
+        return Namespace(control_plane, f"shop-{next(numbers)}", own | dict(labels or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def install(control_plane: ControlPlane, registries: Registries) -> Install:
+    """Installs tagpin for as long as a context lasts, and looks at what it has logged."""
+
+    @contextmanager
+    def installed(**settings: Any) -> Iterator[Installation]:
+        running = Installation(control_plane, settings=registries.settings | settings)
+        with running:
+            yield running
+            log = running.log_text()
+            assert "forbidden" not in log.lower(), "its rights are too small"
+            assert "Traceback" not in log
+            assert not [word for word in _spellings(PASSWORDS) if word in log]
+
+    return installed
+
+
+def _spellings(passwords: Sequence[str]) -> Iterator[str]:
+    """The passwords, and the parts of their base64 that no neighbour changes."""
+    for password in passwords:
+        yield password
+        for before in range(3):
+            encoded = b64encode(b" " * before + password.encode()).decode()
+            yield encoded[4 if before else 0 : -4]

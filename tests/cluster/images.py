@@ -5,9 +5,11 @@ import hashlib
 import json
 import ssl
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 class Pusher:
@@ -25,9 +27,32 @@ class Pusher:
 
     def push(self, repository: str, tag: str, content: str) -> str:
         """Push an image that differs by `content`; return the digest of its manifest's bytes."""
-        config = json.dumps({"architecture": "amd64", "os": "linux", "content": content}).encode()
+        manifest = self._manifest(repository, content, "amd64")
+        self._put_manifest(repository, tag, manifest, MANIFEST)
+        return digest(manifest)
+
+    def push_index(self, repository: str, tag: str, contents: Sequence[str]) -> str:
+        """Push an index of images, one per platform; return the digest of the index's bytes."""
+        manifests = []
+        for number, content in enumerate(contents, 1):
+            architecture = f"arm64v{number}"
+            manifest = self._manifest(repository, content, architecture)
+            self._put_manifest(repository, digest(manifest), manifest, MANIFEST)
+            platform = {"architecture": architecture, "os": "linux"}
+            manifests.append({**_descriptor(MANIFEST, manifest), "platform": platform})
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
+        body = json.dumps(index).encode()
+        self._put_manifest(repository, tag, body, INDEX)
+        return digest(body)
+
+    def _manifest(self, repository: str, content: str, architecture: str) -> bytes:
+        """The bytes of a manifest whose blobs have been pushed."""
+        platform = {"architecture": architecture, "os": "linux"}
+        config = json.dumps({**platform, "content": content}).encode()
         layer = content.encode()
-        manifest = json.dumps(
+        for blob in (config, layer):
+            self._upload(repository, blob)
+        return json.dumps(
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST,
@@ -35,10 +60,9 @@ class Pusher:
                 "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
             }
         ).encode()
-        for blob in (config, layer):
-            self._upload(repository, blob)
-        self._send("PUT", f"/v2/{repository}/manifests/{tag}", manifest, MANIFEST)
-        return digest(manifest)
+
+    def _put_manifest(self, repository: str, name: str, manifest: bytes, kind: str) -> None:
+        self._send("PUT", f"/v2/{repository}/manifests/{name}", manifest, kind)
 
     def _upload(self, repository: str, blob: bytes) -> None:
         location = self._send("POST", f"/v2/{repository}/blobs/uploads/", b"")

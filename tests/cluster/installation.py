@@ -8,10 +8,12 @@ configuration and the ServiceAccount's token are those of the Deployment in mani
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +25,8 @@ from cluster.programs import LOOPBACK, Running, free_ports
 
 BASE = Path(__file__).parents[2] / "manifests" / "base"
 SYSTEM = "tagpin-system"
+
+_COUNTERS = re.compile(r"tagpin_(admissions|images_pinned|images_unpinned)_total\{")
 
 
 class Installation:
@@ -118,6 +122,12 @@ class Installation:
         finally:
             connection.close()
 
+    def counts(self) -> Counter[str]:
+        """The counters of admissions and images: `name{labels}` → value."""
+        _, text = self.get("/metrics")
+        lines = (line.rpartition(" ") for line in text.splitlines() if _COUNTERS.match(line))
+        return Counter({series: int(float(value)) for series, _, value in lines})
+
     def log_lines(self) -> list[dict[str, Any]]:
         """What the replica has logged."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -160,7 +170,7 @@ class Installation:
             "TAGPIN_HEALTH_PORT": str(self._health_port),
             "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
             "TAGPIN_CERTIFICATE_DIRECTORY": str(self._folder / "tls"),
-            "TAGPIN_DRAIN": "1s",
+            "TAGPIN_DRAIN": "100ms",  # no Service has to change its endpoints
             "PATH": os.environ["PATH"],
             "HOME": str(self._folder),
         }
