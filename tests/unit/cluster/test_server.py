@@ -13,8 +13,11 @@ from functools import partial
 from typing import Any
 
 import aiohttp
+import jsonpatch
 import kopf
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kopf._cogs.structs.ephemera import AnyMemo
 from kopf._cogs.structs.references import Insights
 from kopf._core.engines.admission import serve_admission_request
@@ -370,3 +373,46 @@ async def test_a_body_that_never_ends_does_not_hold_up_others(webhook: Webhook) 
 
     hanging.cancel()
     await asyncio.gather(hanging, return_exceptions=True)
+
+
+TEXT = st.text(max_size=20)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+CONTAINER = st.fixed_dictionaries({}, optional={"name": VALUE, "image": VALUE | st.just("a:1")})
+SPEC = st.fixed_dictionaries(
+    {},
+    optional={
+        "containers": VALUE | st.lists(CONTAINER, max_size=3),
+        "initContainers": VALUE | st.lists(CONTAINER, max_size=2),
+        "volumes": VALUE | st.lists(st.fixed_dictionaries({"image": VALUE}), max_size=2),
+        "imagePullSecrets": VALUE,
+        "serviceAccountName": VALUE,
+    },
+)
+METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": VALUE,
+        "labels": VALUE,
+        "annotations": VALUE | st.dictionaries(st.just("tagpin.dev/pins"), VALUE),
+        "ownerReferences": VALUE,
+        "deletionTimestamp": VALUE,
+    },
+)
+POD = st.fixed_dictionaries({"metadata": METADATA}, optional={"spec": VALUE | SPEC})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(new=POD, old=POD, path=st.sampled_from(["/audit", "/pin", "/enforce"]))
+async def test_a_pod_that_the_api_server_would_reject_is_answered_all_the_same(
+    webhook: Webhook, new: Any, old: Any, path: str
+) -> None:
+    for fields in ({"object": new}, {"operation": "UPDATE", "object": new, "oldObject": old}):
+        response = await webhook.review(path, **fields)
+
+        assert "tagpin failed" not in json.dumps(response)
+        if "patch" in response:
+            jsonpatch.apply_patch(new, patch(response))
