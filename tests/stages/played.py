@@ -1,0 +1,231 @@
+"""The demo's story with nothing but Python: tagpin's own process, and all around it is played."""
+
+import asyncio
+import hashlib
+import http.client
+import os
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+
+from cluster.images import digest
+from cluster.programs import LOOPBACK, Running, free_ports
+from fakes.registry import FakeRegistry
+from stages.api_server import PlayedApiServer
+from stages.narrator import Narrator
+from stages.stage import FRESHNESS, Admitted, Refused, StageError
+
+T = TypeVar("T")
+
+NOTICE = (
+    "The API server is played here: it sends tagpin, a real process, over TLS what a real one "
+    "would send, and applies the answer as that would. The registry is played too; no image is "
+    "pulled and no container runs. For the same on a real control plane, with kubectl: "
+    "`make tools` builds one, which takes a while; then `make demo` again."
+)
+REPLICASET_CONTROLLER = {
+    "username": "system:serviceaccount:kube-system:replicaset-controller",
+    "uid": str(uuid.UUID(int=1)),
+    "groups": [
+        "system:serviceaccounts",
+        "system:serviceaccounts:kube-system",
+        "system:authenticated",
+    ],
+}
+PERSON = {"username": "jane", "groups": ["system:authenticated"]}
+
+
+@contextmanager
+def played(narrator: Narrator) -> Iterator["PlayedStage"]:
+    """Start a registry, an API server and tagpin, and end them. Raises ProgramError."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tagpin-played-")))
+        run = stack.enter_context(_LoopThread()).run
+        servers = AsyncExitStack()
+        stack.callback(lambda: run(servers.aclose()))
+        webhook_port, health_port = free_ports(2)
+        with narrator.doing("a registry and an API server, played by this process"):
+            registry = run(servers.enter_async_context(FakeRegistry()))
+            api_server = run(servers.enter_async_context(PlayedApiServer(narrator, webhook_port)))
+        with narrator.doing("tagpin serve"):
+            tagpin = _tagpin(folder, registry, api_server, (webhook_port, health_port))
+            stack.callback(tagpin.stop)
+            tagpin.wait_until(lambda: _is_ready(health_port) and api_server.is_trusting, seconds=30)
+        yield PlayedStage(narrator, registry, api_server)
+
+
+def _tagpin(
+    folder: Path, registry: FakeRegistry, api_server: PlayedApiServer, ports: tuple[int, int]
+) -> Running:
+    """The command of the Deployment, in a process of its own."""
+    config, kubeconfig, tls = folder / "config.yaml", folder / "kubeconfig", folder / "tls"
+    tls.mkdir()
+    settings = {"freshness": FRESHNESS, "registries": [{"host": registry.host, "http": True}]}
+    config.write_text(yaml.safe_dump(settings))
+    kubeconfig.write_text(yaml.safe_dump(_kubeconfig(api_server.url)))
+    environment = {
+        "KUBECONFIG": str(kubeconfig),
+        "TAGPIN_ADDRESS": LOOPBACK,
+        "TAGPIN_WEBHOOK_PORT": str(ports[0]),
+        "TAGPIN_HEALTH_PORT": str(ports[1]),
+        "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
+        "TAGPIN_CERTIFICATE_DIRECTORY": str(tls),
+        "TAGPIN_DRAIN": "0s",
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+    }
+    program = Path(sys.executable).with_name("tagpin")
+    command = [str(program), "serve", "--config", str(config)]
+    return Running("tagpin", command, log=folder / "log", environ=environment)
+
+
+def _kubeconfig(url: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "played",
+        "contexts": [{"name": "played", "context": {"cluster": "played", "user": "tagpin"}}],
+        "clusters": [{"name": "played", "cluster": {"server": url}}],
+        "users": [{"name": "tagpin", "user": {"token": "played"}}],
+    }
+
+
+def _is_ready(health_port: int) -> bool:
+    connection = http.client.HTTPConnection(LOOPBACK, health_port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, as a context manager."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there, and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@dataclass(slots=True)
+class _Deployment:
+    """What the controllers know of a Deployment."""
+
+    images: Sequence[str]
+    restarts: int = 0
+
+
+class PlayedStage:
+    """Implements `stages.stage.Stage`."""
+
+    def __init__(
+        self, narrator: Narrator, registry: FakeRegistry, api_server: PlayedApiServer
+    ) -> None:
+        self._narrator = narrator
+        self.registry = registry
+        self._api_server = api_server
+        self._deployments: dict[tuple[str, str], _Deployment] = {}
+
+    @property
+    def host(self) -> str:
+        return self.registry.host
+
+    def push(self, repository: str, tag: str, content: str) -> str:
+        return digest(
+            self.registry.content(self.registry.push_image(repository, tag, content.encode()))
+        )
+
+    def create_namespace(self, name: str, mode: str) -> None:
+        self._narrator.command(f"namespace {name}, with the label tagpin.dev/mode={mode}")
+        self._api_server.create_namespace(name, {"tagpin.dev/mode": mode})
+
+    def create_deployment(self, namespace: str, name: str, images: Sequence[str]) -> Admitted:
+        self._narrator.command(f"Deployment {name}: {', '.join(images)}")
+        self._deployments[namespace, name] = _Deployment(images)
+        return self._roll_out(namespace, name)
+
+    def restart_deployment(self, namespace: str, name: str) -> Admitted:
+        self._narrator.command(f"Deployment {name} is restarted: a new ReplicaSet, a new pod")
+        self._deployments[namespace, name].restarts += 1
+        return self._roll_out(namespace, name)
+
+    def run_pod(self, namespace: str, name: str, image: str) -> Admitted | Refused:
+        self._narrator.command(f"pod {name}, created by hand: {image}")
+        pod = _pod({"name": name, "namespace": namespace, "labels": {"run": name}}, {name: image})
+        return self._api_server.admit(namespace, pod, PERSON)
+
+    def _roll_out(self, namespace: str, name: str) -> Admitted:
+        """What the controllers do: a ReplicaSet for the template as it is now, and its pod."""
+        deployment = self._deployments[namespace, name]
+        template_hash = hashlib.sha256(repr(deployment).encode()).hexdigest()[:10]
+        replica_set = f"{name}-{template_hash}"
+        metadata = {
+            "generateName": f"{replica_set}-",
+            "namespace": namespace,
+            "labels": {"app": name, "pod-template-hash": template_hash},
+            "ownerReferences": [
+                {
+                    "apiVersion": "apps/v1",
+                    "kind": "ReplicaSet",
+                    "name": replica_set,
+                    "uid": str(uuid.uuid4()),
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        }
+        images = {_container_name(image): image for image in deployment.images}
+        admitted = self._api_server.admit(namespace, _pod(metadata, images), REPLICASET_CONTROLLER)
+        if isinstance(admitted, Refused):
+            raise StageError(admitted.message)
+        return admitted
+
+
+def _container_name(image: str) -> str:
+    """As kubectl does it."""
+    return image.rpartition("/")[2].partition(":")[0]
+
+
+def _pod(metadata: dict[str, Any], images: dict[str, str]) -> dict[str, Any]:
+    """A pod with the defaults that are set before webhooks are called."""
+    containers = [
+        {
+            "name": name,
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "resources": {},
+            "terminationMessagePath": "/dev/termination-log",
+            "terminationMessagePolicy": "File",
+        }
+        for name, image in images.items()
+    ]
+    spec = {
+        "containers": containers,
+        "restartPolicy": "Always",
+        "serviceAccountName": "default",
+        "terminationGracePeriodSeconds": 30,
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {}}

@@ -1,0 +1,74 @@
+"""What the demo needs of a place where its story can happen; `played` and `real` are two."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+FRESHNESS = "10ms"
+"""Shorter than tagpin's own 5 s, so that nobody has to wait for the end of it."""
+
+
+class StageError(Exception):
+    """The story cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A pod as it entered the cluster, and what the audit log says about that."""
+
+    pod: Mapping[str, Any]
+    audit: Mapping[str, str]
+    """Who did what, and tagpin's annotations; the keys are for people."""
+
+    @property
+    def name(self) -> str:
+        return str(self.pod["metadata"]["name"])
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Container name → image."""
+        return {each["name"]: each["image"] for each in self.pod["spec"]["containers"]}
+
+    @property
+    def record(self) -> str:
+        """The annotation `tagpin.dev/pins`, empty if there is none."""
+        return str(self.pod["metadata"].get("annotations", {}).get("tagpin.dev/pins", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What kubectl says of a pod that did not enter."""
+
+    message: str
+
+
+class Stage(Protocol):
+    """A cluster with tagpin in it, and a registry."""
+
+    @property
+    def host(self) -> str:
+        """What references to the registry begin with."""
+        ...
+
+    def push(self, repository: str, tag: str, content: str) -> str:
+        """Push an image that differs by `content`; the digest of its manifest's bytes."""
+        ...
+
+    def create_namespace(self, name: str, mode: str) -> None:
+        """Create a namespace with the label `tagpin.dev/mode`."""
+        ...
+
+    def create_deployment(self, namespace: str, name: str, images: Sequence[str]) -> Admitted:
+        """Create a Deployment of one replica, and return its pod.
+
+        As kubectl does it, a container is called like the last part of its repository.
+        """
+        ...
+
+    def restart_deployment(self, namespace: str, name: str) -> Admitted:
+        """Restart what `create_deployment` created, and return the new pod."""
+        ...
+
+    def run_pod(self, namespace: str, name: str, image: str) -> Admitted | Refused:
+        """Create a pod by hand."""
+        ...

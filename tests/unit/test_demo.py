@@ -1,0 +1,118 @@
+"""The demo, where nothing but Python is there: it shows the main job, and notices a lie."""
+
+import contextlib
+import io
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from rich.console import Console
+
+import demo
+from cluster.programs import ProgramError
+from fakes.registry import FakeRegistry, answering, with_header
+from stages.narrator import Narrator
+from stages.played import PlayedStage, played
+from stages.process import DemoProcess, Ended
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("demo")
+    return DemoProcess(folder, "--played", COLUMNS="80").wait()
+
+
+def test_it_ends_well(ended: Ended) -> None:
+    assert ended.status == 0, ended.output
+    assert "all 7 checks passed" in ended.output
+
+
+def test_it_leaves_no_process_and_no_file(ended: Ended) -> None:
+    assert ended.left_behind == []
+
+
+def test_it_says_what_is_played_and_how_to_get_the_real_thing(ended: Ended) -> None:
+    assert "The API server is played here" in ended.output
+    assert "`make tools`" in ended.output
+
+
+def test_it_shows_before_and_after_the_record_the_move_and_a_refusal(ended: Ended) -> None:
+    output = ended.output
+    assert "before: as the Deployment says" in output
+    assert re.search(r'"digest": ?\n? +"sha256:[0-9a-f]{64}"', output)
+    assert "pin.tagpin.dev/pins:" in output
+    old, new = (re.search(rf"{word}: (sha256:\w{{64}})", output) for word in ("old", "new"))
+    assert old
+    assert new
+    assert old[1] != new[1]
+    assert 'admission webhook "enforce.tagpin.dev" denied the request' in output
+
+
+def test_its_lines_fit_a_small_terminal(ended: Ended) -> None:
+    assert [line for line in ended.output.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    process = DemoProcess(tmp_path, "--played")
+    process.read_until("tagpin serve")
+    process.signal(number)
+    ended = process.wait()
+    assert ended.status == 128 + number
+    assert ended.left_behind == []
+
+
+def test_two_demos_do_not_disturb_each_other(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    processes = [DemoProcess(folder, "--played") for folder in folders]
+    assert [process.wait().status for process in processes] == [0, 0]
+
+
+def test_without_the_programs_it_is_played(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    ended = DemoProcess(temporary, TAGPIN_CACHE=str(tmp_path / "empty")).wait()
+    assert ended.status == 0
+    assert "The API server is played here" in ended.output
+
+
+def test_the_real_one_cannot_be_had_without_the_programs(tmp_path: Path) -> None:
+    ended = DemoProcess(tmp_path, "--real", TAGPIN_CACHE=str(tmp_path / "empty")).wait()
+    assert ended.status == 2
+    assert "kube-apiserver is missing: not built; run `make tools`" in ended.output
+
+
+def lie(registry: FakeRegistry) -> None:
+    registry.fault(with_header("Docker-Content-Digest", f"sha256:{'0' * 64}"), method="HEAD")
+
+
+def be_down(registry: FakeRegistry) -> None:
+    registry.fault(answering(503))
+
+
+@pytest.mark.parametrize("misbehave", [lie, be_down])
+def test_a_wrong_digest_is_noticed(misbehave: Callable[[FakeRegistry], None]) -> None:
+    @contextlib.contextmanager
+    def with_a_bad_registry(narrator: Narrator) -> Iterator[PlayedStage]:
+        with played(narrator) as stage:
+            misbehave(stage.registry)
+            yield stage
+
+    out = io.StringIO()
+    assert demo.show(with_a_bad_registry, "", Console(file=out, width=100)) == 1
+    assert "checks failed" in out.getvalue()
+    assert "✗ the new pod has the digest that was pushed last" in out.getvalue()
+
+
+def test_a_demo_that_cannot_go_on_says_why() -> None:
+    def without_an_api_server(_: Narrator) -> NoReturn:
+        raise ProgramError("kube-apiserver ended with 1")
+
+    out = io.StringIO()
+    assert demo.show(without_an_api_server, "", Console(file=out, width=100)) == 1
+    assert "the demo broke off: kube-apiserver ended with 1" in out.getvalue()
