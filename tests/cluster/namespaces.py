@@ -66,13 +66,13 @@ class Namespace:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {answer.error}")
         return answer
 
-    def create(self, *objects: Object, **options: Any) -> Answer:
-        """`kubectl create` the objects, with the options of `kubectl`."""
-        return self.kubectl("create", "-f", "-", input=_list_of(objects), **options)
+    def create(self, *objects: Object, flags: Sequence[str] = (), **options: Any) -> Answer:
+        """`kubectl create` the objects; `options` are those of `self.kubectl`."""
+        return self.kubectl("create", "-f", "-", *flags, input=_list_of(objects), **options)
 
-    def apply(self, *objects: Object, **options: Any) -> Answer:
-        """`kubectl apply` the objects, with the options of `kubectl`."""
-        return self.kubectl("apply", "-f", "-", input=_list_of(objects), **options)
+    def apply(self, *objects: Object, flags: Sequence[str] = (), **options: Any) -> Answer:
+        """`kubectl apply` the objects; `options` are those of `self.kubectl`."""
+        return self.kubectl("apply", "-f", "-", *flags, input=_list_of(objects), **options)
 
     def create_pull_secret(self, name: str, host: str, user: str, password: str) -> None:
         """A Secret that holds the credentials for one registry."""
@@ -206,4 +206,6 @@ def _containers(images: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _list_of(objects: Sequence[Object]) -> str:
+    if len(objects) == 1:
+        return json.dumps(objects[0])
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
