@@ -117,7 +117,7 @@ class TestInstallation:
             ("shop", "get", "deployments.apps/web", "no"),
             ("shop", "patch", "deployments.apps/web", "no"),
             (SYSTEM, "get", "secrets/tagpin-tls", "yes"),
-            (SYSTEM, "update", "secrets/tagpin-tls", "yes"),
+            (SYSTEM, "update", "secrets/tagpin-tls", "no"),
             (SYSTEM, "patch", "secrets/tagpin-tls", "yes"),
             (SYSTEM, "delete", "secrets/tagpin-tls", "no"),
             (SYSTEM, "create", "secrets", "no"),

@@ -26,7 +26,7 @@ class Metrics:
     """The metrics of one process, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each
+        disable_created_metrics()  # a second series for each
         self._registry = CollectorRegistry()
         self._registries: set[str] = set()
         self.admissions = Counter(

@@ -37,10 +37,10 @@ async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> A
     configuration = Configuration(connection_pool_maxsize=connections)
     try:
         if kubeconfig is None:
-            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            load_incluster_config(configuration)
         else:
             kubeconfig.read_bytes()  # noqa: ASYNC240 - at start; a missing one would count as empty
-            await load_kube_config(  # type: ignore[no-untyped-call]
+            await load_kube_config(
                 str(kubeconfig), client_configuration=configuration, persist_config=False
             )
         client = ApiClient(configuration)
@@ -53,7 +53,7 @@ async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> A
 
 async def disconnect(client: ApiClient) -> None:
     """Close the connections of a client, those of requests that were cancelled too."""
-    await client.close()  # type: ignore[no-untyped-call]
+    await client.close()
     # TLS says goodbye in the background, and aiohttp has nothing to wait for:
     # https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown
     await asyncio.sleep(TLS_GOODBYE)
