@@ -20,7 +20,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from cluster.controlplane import KubectlError
-from cluster.programs import ProgramError
+from cluster.programs import LOOPBACK, ProgramError
 from stages import played, real
 from stages.narrator import Narrator, pinned
 from stages.stage import FRESHNESS, Admitted, Refused, Stage, StageError
@@ -84,7 +84,7 @@ def tell(stage: Stage, narrator: Narrator) -> None:
         found=second.images,
     )
     narrator.check(
-        "the old pod had the one before",
+        "the old pod was pinned to what the tag named before",
         expected={"old": monday, "new": tuesday},
         found={"old": digest_in(first), "new": digest_in(second)},
     )
@@ -163,6 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("\n".join(reasons))
     is_real = chosen.real or not (chosen.played or reasons)
 
+    os.environ["no_proxy"] = LOOPBACK  # a proxy that is set is for elsewhere
     for number in SIGNALS:
         signal.signal(number, _interrupted)
     with tempfile.TemporaryDirectory(prefix="tagpin-demo-") as folder:
@@ -192,7 +193,7 @@ def console() -> Console:
     """As wide as the terminal, within reason; logs have no width of their own."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text file, always
     out = Console(highlight=False)
-    if not out.is_terminal and "COLUMNS" not in os.environ:
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         out.width = WIDTH_OF_LOGS
     out.width = min(out.width, WIDEST)
     return out

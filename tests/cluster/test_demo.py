@@ -14,7 +14,7 @@ from stages.real import PROGRAMS
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     require_programs(*PROGRAMS)
     folder = tmp_path_factory.mktemp("demo")
-    return DemoProcess(folder, COLUMNS="80").wait()
+    return DemoProcess(folder, COLUMNS="80", http_proxy="http://127.0.0.1:1").wait()
 
 
 def test_it_ends_well(ended: Ended) -> None:

@@ -57,7 +57,7 @@ class Narrator:
     @contextmanager
     def _alive(self, what: str) -> Iterator[None]:
         """A spinner on a terminal; in a log, a line now and then."""
-        if self._console.is_terminal:
+        if self._console.file.isatty():
             with self._console.status(what):
                 yield
             return

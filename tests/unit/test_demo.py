@@ -65,6 +65,13 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signa
     assert ended.left_behind == []
 
 
+def test_neither_a_proxy_nor_an_old_terminal_matters(tmp_path: Path) -> None:
+    environment = {"http_proxy": "http://127.0.0.1:1", "PYTHONIOENCODING": "ascii"}
+    ended = DemoProcess(tmp_path, "--played", **environment).wait()
+    assert ended.status == 0, ended.output
+    assert ended.output.isascii()
+
+
 def test_two_demos_do_not_disturb_each_other(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
