@@ -41,7 +41,9 @@ class Digest:
         """Read `sha256:…`, `sha384:…` or `sha512:…`; raise InvalidReference otherwise."""
         algorithm, _, hexadecimal = text.partition(":")
         if algorithm not in _HEX_LENGTHS:
-            raise InvalidReference("digest_algorithm", f"unknown digest algorithm {algorithm!r}")
+            raise InvalidReference(
+                "digest_algorithm", f"unknown digest algorithm {_quoted(algorithm)}"
+            )
         if len(hexadecimal) != _HEX_LENGTHS[algorithm]:
             raise InvalidReference(
                 "digest_length",
