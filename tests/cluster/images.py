@@ -45,6 +45,10 @@ class Pusher:
         self._put_manifest(repository, tag, body, INDEX)
         return digest(body)
 
+    def delete(self, repository: str, name: str) -> None:
+        """Delete the manifest of this digest, and every tag that names it."""
+        self._send("DELETE", f"/v2/{repository}/manifests/{name}", b"")
+
     def _manifest(self, repository: str, content: str, architecture: str) -> bytes:
         """The bytes of a manifest whose blobs have been pushed."""
         platform = {"architecture": architecture, "os": "linux"}
