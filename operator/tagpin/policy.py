@@ -82,18 +82,18 @@ def leaves_alone(
 
 def _normalised(pattern: str) -> str:
     """`nginx` is docker.io/library/nginx; `registry.example.com/` is all of that registry."""
-    host, _, rest = pattern.partition("/")
-    if pattern.endswith("/") and not rest and ("." in host or ":" in host or host == "localhost"):
-        return pattern.lower()
-    slash = "/" if pattern.endswith("/") else ""
+    # Two more parts make a prefix a reference, and keep `library/` out of it.
+    rest = "x/x" if pattern.endswith("/") else ""
     try:
-        ref = Reference.parse(pattern.removesuffix("/"))
-    except InvalidReference as error:
-        raise ConfigurationError(f"exempt: {error}") from None
+        ref = Reference.parse(pattern + rest)
+    except InvalidReference:
+        raise ConfigurationError(
+            f"exempt: invalid image reference {pattern!r}: expected a repository in lower case, "
+            "or a prefix that ends with a slash"
+        ) from None
     if ref.tag or ref.digest:
         raise ConfigurationError(
             f"exempt: {pattern!r} has a tag or a digest; name a repository, or a prefix that "
             "ends with a slash"
         )
-    path = ref.path.removeprefix("library/") if slash and "/" not in pattern[:-1] else ref.path
-    return f"{ref.domain.lower()}/{path}{slash}"
+    return f"{ref.domain.lower()}/{ref.path}".removesuffix(rest)
