@@ -1,16 +1,16 @@
 """Fixtures of the tests that run against a real control plane."""
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import pytest
 
 from cluster.controlplane import PROGRAMS, ControlPlane
-from cluster.installation import Installation
-from cluster.namespaces import Namespace
+from cluster.installation import Install, Installation
+from cluster.namespaces import Namespace, NewNamespace
 from cluster.programs import CraneRegistry, Distribution
 from cluster.registries import PASSWORDS, Registries
 from cluster.requirement import require_programs
@@ -38,10 +38,6 @@ def crane_registry() -> Iterator[CraneRegistry]:
     require_programs("crane")
     with CraneRegistry() as running:
         yield running
-
-
-NewNamespace = Callable[..., Namespace]
-Install = Callable[..., AbstractContextManager[Installation]]
 
 
 @pytest.fixture(scope="session")

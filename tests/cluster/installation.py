@@ -14,7 +14,8 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -187,6 +188,10 @@ class Installation:
         _, body = self._control_plane.get(path)
         webhooks = json.loads(body)["webhooks"]
         return all(webhook["clientConfig"].get("caBundle") for webhook in webhooks)
+
+
+Install = Callable[..., AbstractContextManager[Installation]]
+"""Installs tagpin, with these settings besides, for as long as a context lasts."""
 
 
 def _rewritten(word: str, mounts: Mapping[str, str]) -> str:

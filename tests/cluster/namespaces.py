@@ -134,6 +134,10 @@ class Namespace:
         return {} if found["kind"] == "Status" else found
 
 
+NewNamespace = Callable[..., Namespace]
+"""Makes one that no other test has: `(mode, labels={…})`, both optional."""
+
+
 def pod(
     name: str,
     containers: Mapping[str, str],

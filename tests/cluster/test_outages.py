@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-from cluster.conftest import Install, NewNamespace
 from cluster.controlplane import ControlPlane
-from cluster.installation import SYSTEM, Installation
-from cluster.namespaces import Namespace, Object, eventually, images, pod, record
+from cluster.installation import SYSTEM, Install, Installation
+from cluster.namespaces import Namespace, NewNamespace, Object, eventually, images, pod, record
 from cluster.registries import Pushed, Registries, Store
 
 MODES = ("audit", "pin", "enforce")

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.conftest import Install, NewNamespace
-from cluster.installation import Installation
-from cluster.namespaces import Namespace, Object, images, pod, record
+from cluster.installation import Install, Installation
+from cluster.namespaces import Namespace, NewNamespace, Object, images, pod, record
 from cluster.registries import Pushed, Registries
 
 

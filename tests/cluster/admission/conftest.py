@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.conftest import Install
-from cluster.installation import Installation
+from cluster.installation import Install, Installation
 
 
 @pytest.fixture(scope="package")

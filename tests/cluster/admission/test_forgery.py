@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from cluster.conftest import NewNamespace
-from cluster.namespaces import PINS, images, pod, record
+from cluster.namespaces import PINS, NewNamespace, images, pod, record
 from cluster.registries import Pushed, Registries
 
 pytestmark = pytest.mark.usefixtures("installation")

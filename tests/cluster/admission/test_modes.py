@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cluster.conftest import NewNamespace
 from cluster.installation import Installation
 from cluster.namespaces import (
     Answer,
     Namespace,
+    NewNamespace,
     deployment,
     eventually,
     images,

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from cluster.conftest import NewNamespace
 from cluster.controlplane import ControlPlane
 from cluster.installation import Installation
-from cluster.namespaces import Namespace, Object, deployment, images, pod, record
+from cluster.namespaces import Namespace, NewNamespace, Object, deployment, images, pod, record
 from cluster.registries import Pushed, Registries
 
 GIVEN = f"registry.test/web@sha256:{'0' * 64}"

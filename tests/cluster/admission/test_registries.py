@@ -2,8 +2,7 @@
 
 import pytest
 
-from cluster.conftest import NewNamespace
-from cluster.namespaces import Namespace, eventually, images, pod, record
+from cluster.namespaces import Namespace, NewNamespace, eventually, images, pod, record
 from cluster.registries import PASSWORD, USER, WRONG_PASSWORD, Pushed, Registries
 
 pytestmark = pytest.mark.usefixtures("installation")

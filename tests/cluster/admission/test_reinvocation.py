@@ -5,10 +5,9 @@ import json
 import pytest
 
 from cluster.admission.injector import CONTAINER, Injector
-from cluster.conftest import NewNamespace
 from cluster.controlplane import ControlPlane
 from cluster.installation import Installation
-from cluster.namespaces import images, pod, record
+from cluster.namespaces import NewNamespace, images, pod, record
 from cluster.registries import Registries
 
 
