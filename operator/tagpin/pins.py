@@ -44,7 +44,8 @@ class Pin:
         """The entry of the annotation."""
         entry = {"image": self.image, "digest": str(self.digest), "source": self.source.value}
         if self.resolved_at is not None:
-            entry["resolvedAt"] = f"{self.resolved_at:%Y-%m-%dT%H:%M:%SZ}"
+            moment = self.resolved_at.isoformat(timespec="seconds")
+            entry["resolvedAt"] = moment.replace("+00:00", "Z")
         return entry
 
 
@@ -71,9 +72,9 @@ def to_annotation(pins: Pins, limit: int = MAX_ANNOTATION) -> str:
     size = len("{}")
     for name, pin in pins.items():
         entry = f"{_json(name)}:{_json(pin.to_json())}"
+        if size + len(entry) + len(",") > limit:
+            continue
         size += len(entry) + len(",")
-        if size > limit:
-            break
         entries.append(entry)
     return "{" + ",".join(entries) + "}"
 
@@ -127,14 +128,23 @@ def _entry(entry: Any) -> Pin | Failure | None:
     match entry:
         case {"image": str(image), "digest": str(digest), "source": str(source)}:
             try:
-                when = entry.get("resolvedAt")
-                resolved_at = datetime.fromisoformat(when).astimezone(UTC) if when else None
+                resolved_at = _moment(entry.get("resolvedAt"))
                 return Pin(image, Digest.parse(digest), Source(source), resolved_at)
             except (InvalidReference, ValueError, TypeError, OverflowError):
                 return None
         case {"image": str(image), "reason": str(reason)} if reason in {*Reason}:
             return Failure(image, Reason(reason))
     return None
+
+
+def _moment(text: Any) -> datetime | None:
+    """A moment in UTC. Without an offset it could be any: ValueError."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("no offset from UTC")
+    return moment.astimezone(UTC)
 
 
 def _json(value: object) -> str:
