@@ -9,7 +9,7 @@ from kopf._cogs.structs.ids import HandlerId
 from kopf._cogs.structs.references import Insights
 from kopf._core.engines.admission import WebhookError, serve_admission_request
 
-from tagpin.app.serve import PODS, Endless, NoMemories
+from tagpin.app.serve import PODS, NoMemories
 from tagpin.cluster.server import Exchange, exchange
 
 UPDATE: dict[str, Any] = {
@@ -87,12 +87,3 @@ async def test_updates_leave_no_memories() -> None:
         await dispatch(kopf.OperatorRegistry(), UPDATE | {"request": request}, memories)
 
     assert len(list(memories.iter_all_memories())) == 0
-
-
-def test_the_backoff_never_runs_out_and_starts_anew() -> None:
-    settings = kopf.OperatorSettings()
-    settings.networking.error_backoffs = Endless()
-
-    for _ in range(2):
-        pauses = iter(settings.networking.error_backoffs)
-        assert [next(pauses) for _ in range(8)] == [1, 2, 3, 5, 8, 10, 10, 10]

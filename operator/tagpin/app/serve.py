@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import kopf
@@ -27,15 +26,6 @@ class NoMemories(ResourceMemories):
     async def recall_memo(self, raw_body: Any, *, memobase: Any = None, **_: Any) -> Any:
         """Make a record that is thrown away."""
         return await super().recall_memo(raw_body, memobase=memobase, ephemeral=True)
-
-
-class Endless:
-    """Seconds between attempts at the API; unlike kopf's own, they never run out."""
-
-    def __iter__(self) -> Iterator[float]:
-        yield from (1, 2, 3, 5, 8)
-        while True:
-            yield 10
 
 
 def serve(settings: Settings) -> None:
@@ -73,13 +63,21 @@ async def _serve(settings: Settings) -> None:
             await asyncio.gather(*background, return_exceptions=True)
 
 
+async def _never_log_in(**_: Any) -> None:
+    """Keep kopf from the API server.
+
+    We have no handlers that watch, so all that kopf would ask for is what resources there are.
+    Any answer to that but the right one (401 for an old token, 404 from a proxy) would end the
+    operator, or take `pods` out of what it admits.
+    """
+    await asyncio.Event().wait()
+
+
 async def _run_kopf(operator: Operator) -> None:
     """Run kopf's side: it hands reviews from our server to our handlers."""
-    for login in (kopf.login_with_kubeconfig, kopf.login_with_service_account):
-        kopf.on.login(registry=operator.handlers, errors=kopf.ErrorsMode.IGNORED)(login)
+    kopf.on.login(registry=operator.handlers)(_never_log_in)
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
-    settings.networking.error_backoffs = Endless()
     settings.admission.server = operator.server  # and no `managed`: the manifests are ours
     insights = Insights()
     insights.webhook_resources.add(PODS)
