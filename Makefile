@@ -10,17 +10,21 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	&& { echo $$python; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGES := $(VENV)/packages
 READY := $(VENV)/ready
 
 .PHONY: help
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(READY): requirements/dev.txt pyproject.toml
+$(PACKAGES): requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "tagpin needs Python 3.11 or newer; install it, or say: make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "==> a virtual environment in $(VENV), from requirements/dev.txt"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+$(READY): $(PACKAGES) pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
