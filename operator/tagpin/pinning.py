@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from tagpin import workload
-from tagpin.errors import InvalidReference, Reason, Unresolvable
+from tagpin.errors import InvalidReference, Unresolvable
 from tagpin.keychain import Keychain
 from tagpin.pins import (
     PINS_ANNOTATION,
@@ -40,11 +40,13 @@ class Resolution:
 class Resolver(Protocol):
     """Turns a tag into a digest."""
 
-    async def resolve(self, ref: Reference, keychain: Keychain, *, max_age: float) -> Resolution:
-        """Say which digest `ref` names, from an answer at most `max_age` seconds old.
+    async def resolve(
+        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+    ) -> Resolution:
+        """Say in `within` seconds which digest `ref` names, from an answer `max_age` old at most.
 
-        Raises Unresolvable. While the registry is down the last known digest may come back,
-        with source `stale`.
+        Raises Unresolvable. While the registry is down, or too slow, the last known digest may
+        come back, with source `stale`.
         """
         ...
 
@@ -157,7 +159,8 @@ class Pinner:
         seconds = self._budget if budget is None else min(budget, self._budget)
         deadline = asyncio.get_running_loop().time() + seconds
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
-        settled, unsettled = self._parse(admission, claims)
+        subjects = _subjects(admission)
+        settled, unsettled = self._parse(subjects, admission, claims)
         access = Access(Keychain())
         if unsettled:
             access = await self._read_pull_secrets(admission, deadline)
@@ -169,15 +172,19 @@ class Pinner:
                     for image, ref in unsettled.items()
                 }
             settled |= {image: task.result() for image, task in answers.items()}
-        return _verdict(admission, settled, access.remarks)
+        in_order = {image: settled[image] for image in subjects if image in settled}
+        return _verdict(admission, in_order, access.remarks)
 
     def _parse(
-        self, admission: Admission, claims: Mapping[str, Pin | Failure]
+        self,
+        subjects: Sequence[Image],
+        admission: Admission,
+        claims: Mapping[str, Pin | Failure],
     ) -> tuple[dict[Image, Pin | Failure], dict[Image, Reference]]:
         """What is known without asking anybody, and what must be asked for."""
         settled: dict[Image, Pin | Failure] = {}
         unsettled: dict[Image, Reference] = {}
-        for image in _subjects(admission):
+        for image in subjects:
             try:
                 ref = Reference.parse(image.text)
             except InvalidReference as error:
@@ -185,10 +192,10 @@ class Pinner:
                 continue
             if decide(ref, self._rules) is Decision.LEAVE:
                 continue
-            if restored := _restored(image, admission):
-                settled[image] = restored
-            elif ref.digest is not None and not _claims(claims.get(image.name), image):
+            if ref.digest is not None and not _claims(claims.get(image.name), image):
                 settled[image] = Pin(image.text, ref.digest, Source.GIVEN)
+            elif ref.digest is None and (restored := _restored(image, admission)):
+                settled[image] = restored
             else:
                 unsettled[image] = ref
         return settled, unsettled
@@ -213,19 +220,13 @@ class Pinner:
         """Find the digest of one image. A failure of one must not end the others."""
         if ref.digest is not None:
             return self._confirmed(claim, access) or Pin(image.text, ref.digest, Source.GIVEN)
+        within = deadline - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(deadline):
-                resolution = await self._resolver.resolve(
-                    ref, access.keychain, max_age=self._freshness
-                )
+            resolution = await self._resolver.resolve(
+                ref, access.keychain, max_age=self._freshness, within=within
+            )
         except Unresolvable as error:
             return Failure(image.text, error.reason, str(error))
-        except TimeoutError:
-            known = self._resolver.last_known(ref, access.keychain)
-            if known is None:
-                message = f"{ref.domain} did not answer for {ref} in time"
-                return Failure(image.text, Reason.TIMEOUT, message)
-            resolution = known
         return _kept(claim, _pin(image.text, resolution))
 
     def _confirmed(self, claim: Pin | Failure | None, access: Access) -> Pin | None:
@@ -239,14 +240,17 @@ class Pinner:
         known = self._resolver.last_known(ref, access.keychain)
         if known is None or known.digest != claim.digest:
             return None
-        return _kept(claim, replace(_pin(claim.image, known), source=Source.CACHE))
+        pin = _pin(claim.image, known)
+        return pin if claim == pin else _kept(claim, replace(pin, source=Source.CACHE))
 
 
 def broken(mode: Mode) -> Verdict:
     """The answer where tagpin itself failed: the mode decides, as for an image."""
     message = "tagpin failed to decide about this pod; its log says why"
-    result = Result.REFUSED if mode.refuses else Result.BROKEN
-    return Verdict(result, message=message, warnings=(f"{message}; it runs as written",))
+    if mode.refuses:
+        return Verdict(Result.REFUSED, message=message, notices=(message,))
+    notice = f"{message}; it runs as written"
+    return Verdict(Result.BROKEN, warnings=(notice,), notices=(notice,))
 
 
 def _subjects(admission: Admission) -> tuple[Image, ...]:
@@ -265,7 +269,7 @@ def _restored(image: Image, admission: Admission) -> Pin | None:
         return None
     record = from_annotation(workload.annotations(admission.old).get(PINS_ANNOTATION))
     pin = record.get(image.name)
-    if not isinstance(pin, Pin) or pin.image != image.text:
+    if not isinstance(pin, Pin) or pin.image != image.text or pin.source is Source.GIVEN:
         return None
     before = {old.pointer: old.text for old in workload.images(admission.old)}
     return pin if before.get(image.pointer) == _pinned_text(pin) else None
@@ -343,8 +347,9 @@ def _annotations(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dic
         key for key in (*workload.annotations(admission.pod), *old) if str(key).startswith(PREFIX)
     ]
     wanted: dict[str, str | None] = {key: old.get(key) for key in ours}
-    record = {**from_annotation(old.get(PINS_ANNOTATION)), **pins}
-    if record:
+    before = from_annotation(old.get(PINS_ANNOTATION))
+    record = {**before, **pins}
+    if record != before:  # or a record that another version wrote stays as it is
         wanted[PINS_ANNOTATION] = to_annotation(record)
     return wanted
 

@@ -82,6 +82,9 @@ async def assemble(
     client = RegistryClient(
         registries=registries,
         rules=_address_rules(settings, environment),
+        # Within the budget, so that what is too slow is known by its own name.
+        connect_timeout=min(3.0, settings.budget / 2),
+        read_timeout=0.8 * settings.budget,
         observe=metrics.observe_registry,
     )
     api = await connect(Path(kubeconfig) if kubeconfig else None)

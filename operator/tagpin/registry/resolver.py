@@ -1,5 +1,6 @@
 """Reference → digest: the cache in front of the registries."""
 
+import asyncio
 import logging
 import secrets
 import time
@@ -98,32 +99,41 @@ class RegistryResolver:
             observe=observe,
         )
 
-    async def resolve(self, ref: Reference, keychain: Keychain, *, max_age: float) -> Resolution:
+    async def resolve(
+        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+    ) -> Resolution:
         """Say which digest the tag of `ref` names, from an answer at most `max_age` seconds old.
 
-        Raises Unresolvable. A reference that has a digest is its own answer (`given`).
+        Raises Unresolvable, after `within` seconds at the latest. A reference that has a digest
+        is its own answer (`given`).
         """
         if ref.digest is not None:
             return Resolution(ref.digest, Source.GIVEN, self._now())
         candidates = keychain.candidates(ref)
         key = self._key(ref, candidates)
         try:
-            answer = await self._cache.get(
-                key, partial(self._load, key.registry, ref, candidates), max_age=max_age
-            )
-        except Failure as failure:
-            log.debug("%s: %s: %s", ref, failure.reason, failure)
-            if failure.reason.is_outage and (known := self._cache.stale(key)) is not None:
-                return _stale(known)
-            raise _unresolvable(failure, ref) from None
-        source = Source.CACHE if answer.use is Use.HIT else Source.REGISTRY
-        return Resolution(answer.value.digest, source, answer.value.resolved_at)
+            async with asyncio.timeout(within):
+                answer = await self._cache.get(
+                    key, partial(self._load, key.registry, ref, candidates), max_age=max_age
+                )
+        except TimeoutError:
+            # That an address swallows packets is news too, to whoever scans a network.
+            concealed = not key.registry.listed
+            failure = Failure(Reason.TIMEOUT, f"no answer within {within:g} s", concealed=concealed)
+        except Failure as error:
+            failure = error
+        else:
+            source = Source.CACHE if answer.use is Use.HIT else Source.REGISTRY
+            return Resolution(answer.value.digest, source, answer.value.resolved_at)
+        log.debug("%s: %s: %s", ref, failure.reason, failure)
+        if failure.reason.is_outage and (known := self._cache.stale(key)) is not None:
+            return _stale(known)
+        raise _unresolvable(failure, ref)
 
     def last_known(self, ref: Reference, keychain: Keychain) -> Resolution | None:
         """The last answer that is within `stale_if_error`, as `stale`, without asking anyone.
 
-        For a caller whose own deadline came before the registry's answer, or who wants to know
-        whether a record that came with a pod is true.
+        For a caller who wants to know whether a record that came with a pod is true.
         """
         try:
             known = self._cache.peek(self._key(ref, keychain.candidates(ref)))

@@ -42,14 +42,17 @@ NAMES = ["127.0.0.1"]
 class OneDigest:
     """A Resolver that knows one digest, and no tag called `missing` or `broken`."""
 
-    async def resolve(self, ref: Reference, keychain: Keychain, *, max_age: float) -> Resolution:
+    async def resolve(
+        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+    ) -> Resolution:
         match ref.tag:
             case "missing":
                 raise Unresolvable(Reason.NOT_FOUND, f"{ref} does not exist")
             case "broken":
                 raise ZeroDivisionError("a fault of ours")
             case "slow":
-                await asyncio.sleep(60)
+                await asyncio.sleep(within)
+                raise Unresolvable(Reason.TIMEOUT, f"{ref.domain} did not answer in time")
         return Resolution(DIGEST, Source.REGISTRY, WHEN)
 
     def last_known(self, ref: Reference, keychain: Keychain) -> Resolution | None:

@@ -97,12 +97,16 @@ class Net:
 
 
 async def settle(
-    resolver: RegistryResolver, image: str, *logins: tuple[str, str], max_age: float = 60
+    resolver: RegistryResolver,
+    image: str,
+    *logins: tuple[str, str],
+    max_age: float = 60,
+    within: float = 20,
 ) -> Resolution | Unresolvable:
     ref = Reference.parse(image)
     keychain = Keychain(tuple((ref.domain, Credential(*login)) for login in logins))
     try:
-        return await resolver.resolve(ref, keychain, max_age=max_age)
+        return await resolver.resolve(ref, keychain, max_age=max_age, within=within)
     except Unresolvable as error:
         return error
 

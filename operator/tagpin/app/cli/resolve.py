@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tagpin.app.logs import configure
-from tagpin.errors import ConfigurationError, Reason, Unresolvable
+from tagpin.errors import ConfigurationError, Unresolvable
 from tagpin.keychain import InvalidDockerConfig, Keychain
 from tagpin.pins import Failure, Pin, Source
 from tagpin.reference import Reference
@@ -75,12 +75,9 @@ async def _resolve(
         async def settle(image: str) -> Pin | Failure:
             try:
                 ref = Reference.parse(image)
-                async with asyncio.timeout(seconds):
-                    answer = await resolver.resolve(ref, keychain, max_age=seconds)
+                answer = await resolver.resolve(ref, keychain, max_age=0, within=seconds)
             except Unresolvable as error:
                 return Failure(image, error.reason, str(error))
-            except TimeoutError:
-                return Failure(image, Reason.TIMEOUT, f"{image} was not resolved in time")
             when = None if answer.source is Source.GIVEN else answer.resolved_at
             return Pin(image, answer.digest, answer.source, when)
 
