@@ -69,6 +69,7 @@ def install(control_plane: ControlPlane, registries: Registries) -> Install:
         running = Installation(control_plane, settings=registries.settings | settings)
         with running:
             yield running
+            running.stop()  # whatever it has still to say
             log = running.log_text()
             assert "forbidden" not in log.lower(), "its rights are too small"
             assert "Traceback" not in log

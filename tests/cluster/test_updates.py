@@ -98,7 +98,10 @@ def test_only_the_image_that_was_changed_is_resolved(
     shop.create(web)
     before = record(shop.pod("web"))
     newer, _ = pair.push("newer", tag="2")
-    pair.push("moved")
+    _, moved = pair.push("moved")
+    shop.create(pod("other", {"side": moved.text}))
+    assert images(shop.pod("other")) == {"side": moved.pinned}
+    asked = pair.questions()
 
     shop.kubectl("set", "image", "pod/web", f"app={newer.text}")
 
@@ -106,7 +109,9 @@ def test_only_the_image_that_was_changed_is_resolved(
     after = record(shop.pod("web"))
     assert (after["app"]["image"], after["app"]["digest"]) == (newer.text, newer.digest)
     assert after["side"] == before["side"]
-    assert pair.questions() == {"app": ["1", "2"], "side": ["1"]}
+    assert pair.questions() == {"app": [*asked["app"], "2"], "side": asked["side"]}
+    said = json.loads(shop.audit("web", "patch")["enforce.tagpin.dev/pins"])
+    assert said == {"app": after["app"]}
 
 
 @pytest.mark.parametrize("how", [(), ("--server-side", "--force-conflicts")])
