@@ -13,7 +13,10 @@ from tagpin.reference import Reference
 ENVIRONMENT_PREFIX = "TAGPIN_"
 
 # Kubernetes: "Environment variables for a Service", set unless enableServiceLinks is false.
-_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$", re.ASCII)
+_SERVICE_LINK = re.compile(
+    r"\w+_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT=\w+://.*|PORT_\d+_\w+=.*)",
+    re.ASCII | re.DOTALL,
+)
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -99,9 +102,11 @@ class Settings:
         }
         keys: dict[str, str] = {}
         for name, value in environment.items():
+            if _SERVICE_LINK.fullmatch(f"{name}={value}"):
+                continue
             if name in known:
                 keys[_camel_case(known[name])] = value
-            elif name.startswith(ENVIRONMENT_PREFIX) and not _SERVICE_LINK.search(name):
+            elif name.startswith(ENVIRONMENT_PREFIX):
                 raise ConfigurationError(
                     f"{name}: unknown variable; the nearest known one is {_nearest(name, known)}"
                 )
@@ -174,6 +179,13 @@ def _seconds(value: object, _where: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _positive_seconds(value: object, where: str) -> float:
+    seconds = _seconds(value, where)
+    if seconds == 0:
+        raise ValueError("no duration above zero")
+    return seconds
+
+
 def _texts(value: object, _where: str) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -220,13 +232,15 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "host": _host,
     "webhook_port": _port,
     "health_port": _port,
+    "budget": _positive_seconds,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("json", "text"),
 }
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    spellings = {each.lower(): each for each in known}
+    return spellings[difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.0)[0]]
 
 
 def _camel_case(name: str) -> str:

@@ -1,0 +1,294 @@
+"""Settings: safe defaults, and no key or value that is wrong in silence."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagpin.errors import ConfigurationError
+from tagpin.settings import Registry, Settings
+
+
+def setting(key: str, value: Any) -> Any:
+    """The value of a field, read from the file's key."""
+    field = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in key)
+    return getattr(Settings.from_mapping({key: value}), field)
+
+
+def test_without_a_word_every_setting_has_a_safe_default() -> None:
+    assert Settings.from_mapping({}) == Settings()
+    assert Settings().budget < 5
+    assert Settings().exempt == ()
+    assert Settings().registries == ()
+    assert not Registry("registry.test").http
+    assert not Registry("registry.test").credentials_over_http
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().budget = 1.0  # type: ignore[misc]  # what is tested
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("namespace", "pins", "pins"),
+        ("address", "", ""),
+        ("webhookPort", 8443, 8443),
+        ("webhookPort", "8443", 8443),
+        ("healthPort", 65535, 65535),
+        ("healthPort", 1, 1),
+        ("cacheSize", 1, 1),
+        ("cacheSize", "100000", 100_000),
+        ("budget", 3, 3.0),
+        ("budget", 2.5, 2.5),
+        ("budget", "3", 3.0),
+        ("budget", "3s", 3.0),
+        ("budget", "2.5s", 2.5),
+        ("budget", "500ms", 0.5),
+        ("staleIfError", "2m", 120.0),
+        ("staleIfError", "1h", 3600.0),
+        ("staleIfError", 0, 0.0),
+        ("freshness", "0s", 0.0),
+        ("drain", 0, 0.0),
+        ("logLevel", "debug", "debug"),
+        ("logLevel", "error", "error"),
+        ("logFormat", "text", "text"),
+        ("exempt", [], ()),
+        ("exempt", ["nginx", "acme/"], ("nginx", "acme/")),
+        ("exempt", "nginx, acme/ ,", ("nginx", "acme/")),
+        ("exempt", "", ()),
+        ("blockedNetworks", ["10.0.0.0/8"], ("10.0.0.0/8",)),
+        ("certificateNames", "a.test,10.0.0.1", ("a.test", "10.0.0.1")),
+        ("registries", [], ()),
+    ],
+)
+def test_a_good_value_is_read(key: str, value: Any, expected: Any) -> None:
+    assert setting(key, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("namespace", 5, "no text"),
+        ("namespace", None, "no text"),
+        ("namespace", ["a"], "no text"),
+        ("webhookPort", 0, "no number from 1"),
+        ("webhookPort", -1, "no number from 1"),
+        ("webhookPort", 65536, "no port"),
+        ("webhookPort", "65536", "no port"),
+        ("healthPort", "8080/tcp", "no number from 1"),
+        ("healthPort", "tcp://10.0.0.1:8080", "no number from 1"),
+        ("healthPort", 8080.0, "no number from 1"),
+        ("cacheSize", True, "no number from 1"),
+        ("cacheSize", "", "no number from 1"),
+        ("cacheSize", "\u0661", "no number from 1"),
+        ("cacheSize", "1\n", "no number from 1"),
+        ("cacheSize", None, "no number from 1"),
+        ("budget", "soon", "no duration"),
+        ("budget", "-1s", "no duration"),
+        ("budget", -1, "no duration"),
+        ("budget", "1d", "no duration"),
+        ("budget", "1 s", "no duration"),
+        ("budget", "1s\n", "no duration"),
+        ("budget", ".5s", "no duration"),
+        ("budget", "", "no duration"),
+        ("budget", True, "no duration"),
+        ("budget", None, "no duration"),
+        ("budget", [1], "no duration"),
+        ("budget", float("nan"), "no duration"),
+        ("budget", float("inf"), "no duration"),
+        ("budget", 0, "no duration above zero"),
+        ("budget", "0ms", "no duration above zero"),
+        ("logLevel", "verbose", "none of debug, info, warning, error"),
+        ("logLevel", "DEBUG", "none of debug, info, warning, error"),
+        ("logLevel", None, "none of debug, info, warning, error"),
+        ("logFormat", "xml", "none of json, text"),
+        ("exempt", 5, "no list of texts"),
+        ("exempt", None, "no list of texts"),
+        ("exempt", ["nginx", 5], "no list of texts"),
+        ("exempt", {"nginx": True}, "no list of texts"),
+        ("registries", "docker.io", "no list"),
+        ("registries", None, "no list"),
+        ("registries", {"host": "docker.io"}, "no list"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(key: str, value: Any, complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({key: value})
+
+    assert str(error.value).startswith(f"{key}: {value!r} is {complaint}")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("bugdet", "budget"),
+        ("log_level", "logLevel"),
+        ("loglevel", "logLevel"),
+        ("registry", "registries"),
+        ("exempts", "exempt"),
+        ("staleIfErr", "staleIfError"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_the_nearest_known_one(
+    key: str, nearest: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({key: "x"})
+
+    assert str(error.value) == f"{key}: unknown key; the nearest known one is {nearest}"
+
+
+@pytest.mark.parametrize("key", [5, None, True, "", ("a",)])
+def test_a_key_that_is_no_name_is_an_unknown_key(key: Any) -> None:
+    with pytest.raises(ConfigurationError, match="unknown key"):
+        Settings.from_mapping({key: "x"})
+
+
+@pytest.mark.parametrize("values", [None, [], "budget: 3", 5])
+def test_what_is_no_mapping_is_no_configuration(values: Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected keys and values"):
+        Settings.from_mapping(values)
+
+
+def test_a_registry_entry_says_how_to_reach_it() -> None:
+    entries = [
+        {"host": "registry:5000", "http": True, "credentialsOverHttp": "true"},
+        {"host": "harbor.test", "caFile": "/etc/ca.pem", "http": "False"},
+        {"host": "[2001:db8::1]:5000"},
+        {"host": "localhost"},
+    ]
+
+    assert setting("registries", entries) == (
+        Registry("registry:5000", http=True, credentials_over_http=True),
+        Registry("harbor.test", ca_file="/etc/ca.pem"),
+        Registry("[2001:db8::1]:5000"),
+        Registry("localhost"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"host": "https://a.test"}, "registries[1].host: 'https://a.test' is no host"),
+        ({"host": "a.test/"}, "registries[1].host: 'a.test/' is no host"),
+        ({"host": "a.test/team"}, "registries[1].host: 'a.test/team' is no host"),
+        ({"host": "index.docker.io"}, "registries[1].host: 'index.docker.io' is no host"),
+        ({"host": "registry"}, "registries[1].host: 'registry' is no host"),
+        ({"host": "*.test"}, "registries[1].host: '*.test' is no host"),
+        ({"host": ""}, "registries[1].host: '' is no host"),
+        ({"host": 5}, "registries[1].host: 5 is no text"),
+        ({"host": "b.test", "http": "yes"}, "registries[1].http: 'yes' is neither true nor false"),
+        ({"host": "b.test", "http": 1}, "registries[1].http: 1 is neither true nor false"),
+        ({"host": "b.test", "https": True}, "registries[1].https: unknown key; the nearest"),
+        ({"host": "b.test", "caFile": 1}, "registries[1].caFile: 1 is no text"),
+        ({"http": True}, "registries[1]: the key host is missing"),
+        ({}, "registries[1]: the key host is missing"),
+        ("b.test", "registries[1]: expected keys and values"),
+        (None, "registries[1]: expected keys and values"),
+    ],
+)
+def test_a_bad_registry_entry_is_named_with_its_place(entry: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({"registries": [{"host": "a.test"}, entry]})
+
+    assert str(error.value).startswith(message)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["budget", "exempt", "registries", "webhookPort", "logLevel"]) | st.text(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("host"), inner),
+            max_leaves=4,
+        ),
+    )
+)
+def test_any_mapping_is_settings_or_a_configuration_error(values: dict[str, Any]) -> None:
+    try:
+        settings = Settings.from_mapping(values)
+    except ConfigurationError as error:
+        message = str(error)
+    else:
+        message = str(settings)
+    assert message
+
+
+def test_the_environment_sets_what_the_file_can() -> None:
+    keys = Settings.from_environment(
+        {
+            "TAGPIN_LOG_LEVEL": "debug",
+            "TAGPIN_STALE_IF_ERROR": "2h",
+            "TAGPIN_EXEMPT": "nginx,acme/",
+            "TAGPIN_WEBHOOK_PORT": "8443",
+            "PATH": "/bin",
+            "TAGPINX": "y",
+        }
+    )
+
+    settings = Settings.from_mapping({"logLevel": "error", "cacheSize": 5, **keys})
+    assert settings == Settings(
+        log_level="debug",
+        stale_if_error=7200.0,
+        exempt=("nginx", "acme/"),
+        webhook_port=8443,
+        cache_size=5,
+    )
+
+
+def test_every_setting_but_the_registries_has_a_variable() -> None:
+    names = {field.name for field in dataclasses.fields(Settings)} - {"registries"}
+
+    keys = Settings.from_environment({f"TAGPIN_{name.upper()}": "" for name in names})
+
+    assert len(keys) == len(names)
+    assert "registries" not in keys
+
+
+SERVICE_LINKS = {
+    "TAGPIN_SERVICE_HOST": "10.96.0.7",
+    "TAGPIN_SERVICE_PORT": "443",
+    "TAGPIN_SERVICE_PORT_HTTPS": "443",
+    "TAGPIN_PORT": "tcp://10.96.0.7:443",
+    "TAGPIN_PORT_443_TCP": "tcp://10.96.0.7:443",
+    "TAGPIN_PORT_443_TCP_PROTO": "tcp",
+    "TAGPIN_PORT_443_TCP_PORT": "443",
+    "TAGPIN_PORT_443_TCP_ADDR": "10.96.0.7",
+    "TAGPIN_METRICS_SERVICE_HOST": "10.96.0.8",
+    "TAGPIN_METRICS_PORT": "tcp://10.96.0.8:80",
+    "TAGPIN_WEBHOOK_PORT": "tcp://10.96.0.9:443",  # of a Service called tagpin-webhook
+}
+
+
+def test_what_kubernetes_sets_for_services_is_passed_over() -> None:
+    assert Settings.from_environment(SERVICE_LINKS) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("TAGPIN_BUGDET", "TAGPIN_BUDGET"),
+        ("TAGPIN_LOGLEVEL", "TAGPIN_LOG_LEVEL"),
+        ("TAGPIN_log_level", "TAGPIN_LOG_LEVEL"),
+        ("TAGPIN_REGISTRIES", "TAGPIN_"),
+        ("TAGPIN_", "TAGPIN_"),
+        ("TAGPIN_WEBHOK_PORT", "TAGPIN_WEBHOOK_PORT"),
+    ],
+)
+def test_another_unknown_variable_is_an_error(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_environment({name: "8443"})
+
+    start = f"{name}: unknown variable; the nearest known one is {nearest}"
+    assert str(error.value).startswith(start)
+
+
+def test_a_bad_value_of_a_variable_is_named_with_its_key() -> None:
+    keys = Settings.from_environment({"TAGPIN_BUDGET": "soon"})
+
+    with pytest.raises(ConfigurationError, match="budget: 'soon' is no duration"):
+        Settings.from_mapping(keys)
