@@ -757,15 +757,20 @@ async def test_a_record_that_the_cache_cannot_confirm_is_a_given_digest(source: 
     assert texts(patched(admission, verdict)) == texts(admission.pod)
 
 
-async def test_what_others_may_see_confirms_nothing() -> None:
+@pytest.mark.parametrize("asker", [Keychain(), BOB], ids=["anonymous", "bob"])
+@pytest.mark.parametrize("knower", [Keychain(), BOB], ids=["anonymous", "bob"])
+async def test_only_what_the_pods_own_credentials_were_told_confirms(
+    asker: Keychain, knower: Keychain
+) -> None:
     resolver = FakeResolver()
-    known = resolver.remember("nginx:1.25", NGINX, BOB)
+    known = resolver.remember("nginx:1.25", NGINX, knower)
     claim = Pin("nginx:1.25", NGINX, Source.REGISTRY, known.resolved_at)
     admission = create(pod_of({"app": f"nginx:1.25@{NGINX}"}, annotated(app=claim)))
 
-    verdict = await pinner(resolver).admit(admission)
+    verdict = await pinner(resolver, FakePullSecrets(Access(asker))).admit(admission)
 
-    assert verdict.pins == {"app": Pin(f"nginx:1.25@{NGINX}", NGINX, Source.GIVEN)}
+    unconfirmed = Pin(f"nginx:1.25@{NGINX}", NGINX, Source.GIVEN)
+    assert verdict.pins == {"app": claim if asker == knower else unconfirmed}
 
 
 @pytest.mark.parametrize(
@@ -873,6 +878,16 @@ async def test_a_second_pass_over_an_update_is_empty(mode: Mode, image: str) -> 
 
     assert first.allowed is second.allowed
     assert list(second.operations) == []
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_a_second_pass_does_not_stumble_over_fractions_of_a_second(mode: Mode) -> None:
+    resolver = FakeResolver(clock=FakeClock(seconds=1000.75))
+
+    _, second = await twice(resolver, create(pod_of({"app": "nginx:1.25"}), mode))
+
+    assert list(second.operations) == []
+    assert {pin.to_json()["source"] for pin in second.pins.values()} == {"registry"}
 
 
 async def test_a_container_that_is_injected_later_is_pinned_too() -> None:
