@@ -204,7 +204,8 @@ class Pinner:
         names = workload.pull_secret_names(workload.spec(admission.pod))
         account = workload.service_account_name(admission.pod)
         try:
-            async with asyncio.timeout_at(deadline):
+            # Half of the time that there is: public images need no secrets.
+            async with asyncio.timeout((deadline - asyncio.get_running_loop().time()) / 2):
                 return await self._pull_secrets.read(admission.namespace, names, account)
         except TimeoutError:
             return Access(Keychain(), ("the pull secrets could not be read in time",))

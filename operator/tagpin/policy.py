@@ -91,6 +91,11 @@ def _normalised(pattern: str) -> str:
             f"exempt: invalid image reference {pattern!r}: expected a repository in lower case, "
             "or a prefix that ends with a slash"
         ) from None
+    if "/" not in pattern and "." in pattern.partition(":")[0]:
+        raise ConfigurationError(
+            f"exempt: {pattern!r} is an image of Docker Hub by the rules of references; "
+            f"for all of a registry write {pattern + '/'!r}"
+        )
     if ref.tag or ref.digest:
         raise ConfigurationError(
             f"exempt: {pattern!r} has a tag or a digest; name a repository, or a prefix that "

@@ -107,11 +107,6 @@ class Reference:
         """The tag that a runtime would ask for: `latest` where none was written."""
         return self.tag or DEFAULT_TAG
 
-    @property
-    def is_pinned(self) -> bool:
-        """Whether a digest decides what runs."""
-        return self.digest is not None
-
     def pinned_to(self, digest: Digest) -> Self:
         """The same text, with `@digest` behind it: name and tag keep their spelling."""
         if self.digest is not None:

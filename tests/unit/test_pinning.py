@@ -555,17 +555,17 @@ async def test_the_last_known_digest_stands_in_for_an_answer_that_is_late() -> N
     assert len(verdict.notices) == 1
 
 
-async def test_pull_secrets_that_hang_are_said_to() -> None:
+async def test_pull_secrets_that_hang_leave_half_of_the_time_to_public_images() -> None:
     resolver = FakeResolver({"slow.test/app:1": HANGS})
     started = time.monotonic()
 
-    verdict = await pinner(resolver, FakePullSecrets(HANGS), budget=0.05).admit(
-        create(pod_of({"app": "slow.test/app:1", "given": f"nginx@{OTHER}"}), Mode.ENFORCE)
+    verdict = await pinner(resolver, FakePullSecrets(HANGS), budget=0.1).admit(
+        create(pod_of({"app": "slow.test/app:1", "public": "nginx:1.25"}), Mode.ENFORCE)
     )
 
     assert time.monotonic() - started < 5
-    assert resolver.limits[0] <= 0
-    assert verdict.result is Result.REFUSED
+    assert 0 < resolver.limits[0] <= 0.05
+    assert isinstance(verdict.pins["public"], Pin)
     assert verdict.message.startswith("1 image cannot be pinned: ")
     assert verdict.message.endswith("; the pull secrets could not be read in time")
 

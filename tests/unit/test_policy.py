@@ -125,6 +125,7 @@ def test_one_of_many_patterns_is_enough() -> None:
     ("pattern", "complaint"),
     [
         ("nginx:1.25", "has a tag or a digest"),
+        ("registry.test", "for all of a registry write 'registry.test/'"),
         ("registry:5000", "has a tag or a digest"),
         ("nginx@sha256:" + "a" * 64, "has a tag or a digest"),
         ("acme/app:1", "has a tag or a digest"),
