@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import signal
+from collections.abc import AsyncIterator
 from typing import Any
 
 import kopf
 import uvloop
+from kopf._cogs.structs.credentials import Vault
 from kopf._cogs.structs.references import Insights, Resource
 from kopf._core.reactor.inventory import ResourceMemories
 
@@ -26,6 +28,28 @@ class NoMemories(ResourceMemories):
     async def recall_memo(self, raw_body: Any, *, memobase: Any = None, **_: Any) -> Any:
         """Make a record that is thrown away."""
         return await super().recall_memo(raw_body, memobase=memobase, ephemeral=True)
+
+
+class NoCredentials(Vault):
+    """Keeps kopf from the API server: whoever asks for credentials waits for the end.
+
+    We have no handlers that watch, so all that kopf would ask for is what resources there are.
+    Any answer to that but the right one (401 for an old token, 404 from a proxy) would end the
+    operator, or take `pods` out of what it admits.
+    """
+
+    def __init__(self, end: asyncio.Event) -> None:
+        super().__init__()
+        self._end = end
+
+    async def wait_for_emptiness(self) -> None:
+        """Never give the cue to log in."""
+        await asyncio.Event().wait()
+
+    async def _items(self) -> AsyncIterator[Any]:
+        await self._end.wait()
+        raise asyncio.CancelledError
+        yield  # type: ignore[unreachable] # makes it an iterator
 
 
 def serve(settings: Settings) -> None:
@@ -63,19 +87,8 @@ async def _serve(settings: Settings) -> None:
             await asyncio.gather(*background, return_exceptions=True)
 
 
-async def _never_log_in(**_: Any) -> None:
-    """Keep kopf from the API server.
-
-    We have no handlers that watch, so all that kopf would ask for is what resources there are.
-    Any answer to that but the right one (401 for an old token, 404 from a proxy) would end the
-    operator, or take `pods` out of what it admits.
-    """
-    await asyncio.Event().wait()
-
-
 async def _run_kopf(operator: Operator) -> None:
     """Run kopf's side: it hands reviews from our server to our handlers."""
-    kopf.on.login(registry=operator.handlers)(_never_log_in)
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
     settings.admission.server = operator.server  # and no `managed`: the manifests are ours
@@ -91,6 +104,7 @@ async def _run_kopf(operator: Operator) -> None:
             memories=NoMemories(),
             clusterwide=True,
             standalone=True,
+            vault=NoCredentials(stop),
             stop_flag=stop,
             ready_flag=ready,
         )
