@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from tagpin import workload
-from tagpin.errors import InvalidReference, Unresolvable
+from tagpin.errors import InvalidReference, Reason, Unresolvable
 from tagpin.keychain import Keychain
 from tagpin.pins import (
     PINS_ANNOTATION,
@@ -25,7 +25,12 @@ from tagpin.pins import (
 )
 from tagpin.policy import Decision, Mode, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference
-from tagpin.workload import Image, Pod
+from tagpin.workload import Image, Pod, shown
+
+MAX_IMAGES = 100
+"""Images of one pod that are asked for: whoever creates a pod chooses how many."""
+MAX_TOLD = 20
+"""Images of one pod that messages name one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +119,13 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     """For whoever runs kubectl."""
     notices: tuple[str, ...] = ()
-    """Those of the warnings that belong on the workload too, as Events."""
+    """What is wrong, for an Event on the workload; nobody sees the warnings of its pods."""
+    facts: tuple[str, ...] = ()
+    """What is recorded by an Event on the pod, since it is recorded nowhere else."""
     audit: Mapping[str, str] = field(default_factory=dict)
     """For the cluster's audit log."""
+    faults: tuple[Exception, ...] = ()
+    """What must not have happened: for the log, and for whoever maintains tagpin."""
 
     @property
     def allowed(self) -> bool:
@@ -161,19 +170,27 @@ class Pinner:
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
         subjects = _subjects(admission)
         settled, unsettled = self._parse(subjects, admission, claims)
-        access = Access(Keychain())
+        access, faults = Access(Keychain()), list[Exception]()
         if unsettled:
             access = await self._read_pull_secrets(admission, deadline)
-            async with asyncio.TaskGroup() as tasks:
-                answers = {
-                    image: tasks.create_task(
-                        self._settle(image, ref, claims.get(image.name), access, deadline)
-                    )
+            answers = await asyncio.gather(
+                *(
+                    self._settle(image, ref, claims.get(image.name), access, deadline)
                     for image, ref in unsettled.items()
-                }
-            settled |= {image: task.result() for image, task in answers.items()}
+                ),
+                return_exceptions=True,
+            )
+            for image, answer in zip(unsettled, answers, strict=True):
+                if isinstance(answer, Exception):  # a fault of ours: it must not end the others
+                    faults.append(answer)
+                    message = f"tagpin failed to resolve {shown(image.text)}; its log says why"
+                    settled[image] = Failure(image.text, Reason.BAD_ANSWER, message)
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    settled[image] = answer
         in_order = {image: settled[image] for image in subjects if image in settled}
-        return _verdict(admission, in_order, access.remarks)
+        return replace(_verdict(admission, in_order, access.remarks), faults=tuple(faults))
 
     def _parse(
         self,
@@ -184,6 +201,7 @@ class Pinner:
         """What is known without asking anybody, and what must be asked for."""
         settled: dict[Image, Pin | Failure] = {}
         unsettled: dict[Image, Reference] = {}
+        restorable = _restorable(admission)
         for image in subjects:
             try:
                 ref = Reference.parse(image.text)
@@ -194,8 +212,15 @@ class Pinner:
                 continue
             if ref.digest is not None and not _claims(claims.get(image.name), image):
                 settled[image] = Pin(image.text, ref.digest, Source.GIVEN)
-            elif ref.digest is None and (restored := _restored(image, admission)):
+            elif (
+                ref.digest is None
+                and (restored := restorable.get(image.pointer))
+                and restored.image == image.text
+            ):
                 settled[image] = restored
+            elif len(unsettled) == MAX_IMAGES:
+                message = f"only {MAX_IMAGES} images of a pod are resolved"
+                settled[image] = Failure(image.text, Reason.UNSUPPORTED, message)
             else:
                 unsettled[image] = ref
         return settled, unsettled
@@ -248,10 +273,12 @@ class Pinner:
 def broken(mode: Mode) -> Verdict:
     """The answer where tagpin itself failed: the mode decides, as for an image."""
     message = "tagpin failed to decide about this pod; its log says why"
+    result = Result.REFUSED if mode.refuses else Result.BROKEN
+    audit = {"mode": mode.value, "result": result.value}
     if mode.refuses:
-        return Verdict(Result.REFUSED, message=message, notices=(message,))
+        return Verdict(result, message=message, notices=(message,), audit=audit)
     notice = f"{message}; it runs as written"
-    return Verdict(Result.BROKEN, warnings=(notice,), notices=(notice,))
+    return Verdict(result, warnings=(notice,), notices=(notice,), audit=audit)
 
 
 def _subjects(admission: Admission) -> tuple[Image, ...]:
@@ -261,23 +288,25 @@ def _subjects(admission: Admission) -> tuple[Image, ...]:
     return workload.images(admission.pod)
 
 
-def _restored(image: Image, admission: Admission) -> Pin | None:
-    """The recorded pin of an image that is put back to how its author wrote it.
+def _restorable(admission: Admission) -> dict[str, Pin]:
+    """Which pins an image gets back that is put back to how its author wrote it, by pointer.
 
-    Only where the pod runs exactly that pin: users can write the record, but not the past.
+    Only those that the pod runs now: users can write the record, but not the past.
     """
     if admission.operation != "UPDATE":
-        return None
+        return {}
     record = from_annotation(workload.annotations(admission.old).get(PINS_ANNOTATION))
-    pin = record.get(image.name)
-    if not isinstance(pin, Pin) or pin.image != image.text or pin.source is Source.GIVEN:
-        return None
-    before = {old.pointer: old.text for old in workload.images(admission.old)}
-    return pin if before.get(image.pointer) == _pinned_text(pin) else None
+    return {
+        image.pointer: pin
+        for image in workload.images(admission.old)
+        if isinstance(pin := record.get(image.name), Pin)
+        and pin.source is not Source.GIVEN
+        and image.text == _pinned_text(pin)
+    }
 
 
 def _claims(claim: object, image: Image) -> bool:
-    """Whether a record that came with the pod says how this digest got behind a tag."""
+    """Whether a record says how the digest of this image got behind a tag."""
     return isinstance(claim, Pin) and image.text == _pinned_text(claim)
 
 
@@ -304,10 +333,9 @@ def _verdict(
     mode = admission.mode
     failures = {image: pin for image, pin in settled.items() if isinstance(pin, Failure)}
     pins = {image.name: pin for image, pin in settled.items()}
-    audit = _audit(admission, pins)
     if failures and mode.refuses:
         message = _refusal(failures, remarks)
-        audit["result"] = Result.REFUSED
+        audit = _audit(admission, pins, Result.REFUSED)
         return Verdict(Result.REFUSED, pins, message=message, notices=(message,), audit=audit)
     images = {
         image.pointer: _pinned_text(pin)
@@ -323,15 +351,15 @@ def _verdict(
         result = Result.UNPINNED
     else:
         result = Result.PINNED if images else Result.UNTOUCHED
-    audit["result"] = result
-    notices = tuple(_notices(mode, settled)) + (remarks if failures else ())
+    notices = _bounded(list(_notices(mode, settled))) + (remarks if failures else ())
     return Verdict(
         result,
         pins,
         operations=operations(admission.pod, images, _annotations(admission, pins)),
-        warnings=(*notices, *_previews(mode, settled)),
+        warnings=notices + _bounded(list(_previews(mode, settled))),
         notices=notices,
-        audit=audit,
+        facts=_bounded(list(_facts(admission, settled))),
+        audit=_audit(admission, pins, result),
     )
 
 
@@ -355,20 +383,39 @@ def _annotations(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dic
     return wanted
 
 
-def _audit(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dict[str, str]:
-    """What this call did, for the cluster's audit log."""
-    audit = {"mode": admission.mode.value}
+def _audit(
+    admission: Admission, pins: Mapping[str, Pin | Failure], result: Result
+) -> dict[str, str]:
+    """What this call did, for the cluster's audit log.
+
+    The API server never overwrites an audit annotation, so a second pass has keys of its own.
+    """
+    audit = {"mode": admission.mode.value, "result": result.value}
     if pins:
         audit["pins"] = to_annotation(pins)
     if revision := workload.revision(admission.pod):
         audit["revision"] = str(revision)
+    if _is_reinvoked(admission, pins):
+        return {f"reinvoked-{key}": value for key, value in audit.items()}
     return audit
+
+
+def _is_reinvoked(admission: Admission, pins: Mapping[str, Pin | Failure]) -> bool:
+    """Whether the pod brings the record of an earlier pass of this very request."""
+    record = workload.annotations(admission.pod).get(PINS_ANNOTATION)
+    if record == workload.annotations(admission.old).get(PINS_ANNOTATION):
+        return False
+    claims = from_annotation(record)
+    return any(
+        name in claims and claims[name].to_json() == pin.to_json() for name, pin in pins.items()
+    )
 
 
 def _refusal(failures: Mapping[Image, Failure], remarks: tuple[str, ...]) -> str:
     count = "1 image" if len(failures) == 1 else f"{len(failures)} images"
     reasons = [_reproach(image, failure) for image, failure in failures.items()]
-    return "; ".join([f"{count} cannot be pinned: {reasons[0]}", *reasons[1:], *remarks])
+    first, *others = _bounded(reasons)
+    return "; ".join([f"{count} cannot be pinned: {first}", *others, *remarks])
 
 
 def _notices(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
@@ -379,9 +426,17 @@ def _notices(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str
             yield f"{_reproach(image, pin)}: it {outcome}"
         elif pin.source is Source.STALE:
             yield (
-                f"{image.place}: the registry of {pin.image} is down: the digest known since "
-                f"{pin.to_json()['resolvedAt']} is used"
+                f"{image.place}: the registry of {shown(pin.image)} is down: "
+                f"the digest known since {pin.to_json()['resolvedAt']} is used"
             )
+
+
+def _facts(admission: Admission, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
+    """What only an Event can tell: the API server keeps no annotations for `kubectl debug`."""
+    if admission.subresource and admission.mode.writes_images:
+        for image, pin in settled.items():
+            if isinstance(pin, Pin):
+                yield f"{image.place}: {shown(pin.image)} runs as {pin.digest} ({pin.source})"
 
 
 def _previews(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
@@ -389,7 +444,13 @@ def _previews(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[st
     if mode is Mode.AUDIT:
         for image, pin in settled.items():
             if isinstance(pin, Pin) and pin.source is not Source.GIVEN:
-                yield f"{image.place}: {pin.image} would be pinned to {pin.digest}"
+                yield f"{image.place}: {shown(pin.image)} would be pinned to {pin.digest}"
+
+
+def _bounded(messages: Sequence[str]) -> tuple[str, ...]:
+    """The first of them, and how many more there are."""
+    more = len(messages) - MAX_TOLD
+    return (*messages[:MAX_TOLD], *([f"and {more} more"] if more > 0 else []))
 
 
 def _reproach(image: Image, failure: Failure) -> str:

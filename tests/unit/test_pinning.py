@@ -17,7 +17,16 @@ from fakes.resolver import HANGS, FakePullSecrets, FakeResolver, digest_of
 from tagpin import workload
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Credential, Keychain
-from tagpin.pinning import Access, Admission, Pinner, Result, Verdict, broken
+from tagpin.pinning import (
+    MAX_IMAGES,
+    MAX_TOLD,
+    Access,
+    Admission,
+    Pinner,
+    Result,
+    Verdict,
+    broken,
+)
 from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation, to_annotation
 from tagpin.policy import Mode, Rules
 from tagpin.reference import Digest
@@ -444,13 +453,15 @@ def test_where_tagpin_is_broken_the_mode_decides(mode: Mode) -> None:
         assert verdict.warnings == verdict.notices == (f"{notice}; it runs as written",)
 
 
-async def test_an_unexpected_error_is_not_swallowed() -> None:
-    resolver = FakeResolver({"docker.io/library/nginx:1.25": ZeroDivisionError()})
+async def test_a_fault_of_ours_ends_no_other_image_and_is_not_swallowed() -> None:
+    fault = ZeroDivisionError()
+    resolver = FakeResolver({"docker.io/library/nginx:1.25": fault})
 
-    with pytest.raises(ExceptionGroup) as errors:
-        await pinner(resolver).admit(create(pod_of({"app": "nginx:1.25", "db": "redis:7"})))
+    verdict = await pinner(resolver).admit(create(pod_of({"app": "nginx:1.25", "db": "redis:7"})))
 
-    assert errors.group_contains(ZeroDivisionError)
+    assert verdict.faults == (fault,)
+    assert isinstance(verdict.pins["db"], Pin)
+    assert verdict.pins["app"].to_json() == {"image": "nginx:1.25", "reason": "bad_answer"}
 
 
 async def test_nor_is_one_of_the_reader_of_pull_secrets() -> None:
@@ -907,13 +918,76 @@ async def test_a_container_that_is_injected_later_is_pinned_too() -> None:
 
 
 async def test_a_second_pass_over_more_images_than_fit_into_the_record_is_empty() -> None:
-    images = {f"container-{i}": f"registry.test/{'x' * 200}/{i}:1" for i in range(200)}
+    name = f"{'a.' * 100}test/{'x' * 200}"
+    images = {f"container-{i}": f"{name}/{i}:{'t' * 100}" for i in range(MAX_IMAGES)}
     images["given"] = f"nginx@{OTHER}"
 
     first, second = await twice(FakeResolver(), create(pod_of(images)))
 
     assert first.result is Result.PINNED
     assert list(second.operations) == []
+
+
+# --- what whoever creates a pod can ask for ----------------------------------------------------
+
+
+async def test_only_so_many_images_of_a_pod_are_asked_for() -> None:
+    resolver = FakeResolver()
+    images = {f"c{i}": f"nginx:{i}" for i in range(MAX_IMAGES + 50)}
+
+    verdict = await pinner(resolver).admit(create(pod_of(images), Mode.ENFORCE))
+
+    assert len(resolver.asked) == MAX_IMAGES
+    assert verdict.message.startswith("50 images cannot be pinned: ")
+    assert f"only {MAX_IMAGES} images of a pod are resolved (unsupported)" in verdict.message
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_messages_name_only_so_many_images(mode: Mode) -> None:
+    images = {f"c{i}": "Bad" + "x" * 100_000 for i in range(MAX_TOLD + 5)}
+
+    verdict = await pinner(FakeResolver()).admit(create(pod_of(images), mode))
+
+    for messages in ((verdict.message,) if mode.refuses else (), verdict.warnings, verdict.notices):
+        if messages:
+            assert "and 5 more" in " ".join(messages)
+            assert len(" ".join(messages)) < 100 * MAX_TOLD + MAX_TOLD * 400
+
+
+# --- the audit log on a second pass ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_a_second_pass_has_keys_of_its_own_in_the_audit_log(mode: Mode) -> None:
+    """The API server never overwrites an audit annotation."""
+    first, second = await twice(FakeResolver(), create(pod_of({"app": "nginx:1.25"}), mode))
+
+    assert set(first.audit) == {"mode", "result", "pins"}
+    assert set(second.audit) == {f"reinvoked-{key}" for key in first.audit}
+
+
+async def test_an_update_that_puts_an_image_back_is_no_second_pass() -> None:
+    created = create(pod_of({"app": "nginx:1.25"}))
+    old = patched(created, await pinner(FakeResolver()).admit(created))
+    new = pod_of({"app": "nginx:1.25"})
+    new["metadata"]["annotations"] = dict(old["metadata"]["annotations"])
+
+    verdict = await pinner(FakeResolver()).admit(update(old, new))
+
+    assert "result" in verdict.audit
+
+
+async def test_an_ephemeral_container_is_told_of_by_an_event() -> None:
+    """The API server keeps no annotations there."""
+    old = pod_of({"app": "nginx:1.25"})
+    new = pod_of({"app": "nginx:1.25"})
+    new["spec"]["ephemeralContainers"] = [{"name": "debugger", "image": "busybox:1"}]
+    admission = update(old, new, subresource="ephemeralcontainers")
+
+    verdict = await pinner(FakeResolver()).admit(admission)
+
+    digest = digest_of("docker.io/library/busybox:1")
+    assert verdict.facts == (f'container "debugger": busybox:1 runs as {digest} (registry)',)
 
 
 # --- any pod ----------------------------------------------------------------------------------

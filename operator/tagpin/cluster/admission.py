@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import kopf
@@ -37,12 +38,16 @@ def _handler(mode: Mode, pinner: Pinner, observers: Sequence[Observer]) -> Any:
         admission = _admission(mode, mine.request, dry_run=dryrun)
         try:
             verdict = await pinner.admit(admission, budget=mine.budget)
-        except Exception:  # a fault of ours must not decide about a pod: the mode does
-            log.exception("a decision failed; please report this")
-            verdict = broken(mode)
+        except Exception as error:  # noqa: BLE001 - the mode decides, not a fault of ours
+            verdict = replace(broken(mode), faults=(error,))
         mine.verdict = verdict
+        for fault in verdict.faults:
+            log.error("a decision failed; please report this", exc_info=fault)
         for observe in observers:
-            observe(admission, verdict, time.perf_counter() - started)
+            try:
+                observe(admission, verdict, time.perf_counter() - started)
+            except Exception:  # nor must one in telling of it
+                log.exception("a decision could not be told of; please report this")
         warnings.extend(verdict.warnings)
         if not verdict.allowed:
             raise kopf.AdmissionError(verdict.message, code=403)
@@ -51,7 +56,7 @@ def _handler(mode: Mode, pinner: Pinner, observers: Sequence[Observer]) -> Any:
 
 
 def _admission(mode: Mode, request: Any, *, dry_run: bool) -> Admission:
-    groups = request["userInfo"].get("groups") or ()
+    groups = request["userInfo"].get("groups")
     return Admission(
         mode=mode,
         operation=request["operation"],
@@ -59,6 +64,6 @@ def _admission(mode: Mode, request: Any, *, dry_run: bool) -> Admission:
         pod=request["object"],
         old=request.get("oldObject") or {},
         subresource=request.get("subResource") or "",
-        groups=tuple(group for group in groups if isinstance(group, str)),
+        groups=tuple(map(str, groups)) if isinstance(groups, list) else (),
         dry_run=dry_run,
     )

@@ -30,13 +30,14 @@ MAX_WAITING = 256
 """Events that wait to be written; more are dropped and counted."""
 MAX_NOTE = 1024
 """Characters of an Event's message (API: Event.message)."""
-REASON = "ImageNotPinned"
+NOT_PINNED = "ImageNotPinned"
+PINNED = "ImagePinned"
 
 log = logging.getLogger(__name__)
 
 
 class EventRecorder:
-    """Writes a Warning Event for every notice of a verdict, behind the answers' back."""
+    """Writes the notices and facts of verdicts as Events, behind the answers' back."""
 
     def __init__(
         self,
@@ -54,25 +55,31 @@ class EventRecorder:
         self._spent: TTLCache[str, int] = TTLCache(MAX_QUIET, QUIET, timer=clock)
 
     def record(self, admission: Admission, verdict: Verdict, _seconds: float) -> None:
-        """Queue the notices of one decision (`tagpin.cluster.admission.Observer`)."""
-        if admission.dry_run or not verdict.notices:
+        """Queue what one decision has to tell (`tagpin.cluster.admission.Observer`)."""
+        if admission.dry_run:
             return
-        involved = _involved(admission)
         for notice in verdict.notices:
-            key = (admission.namespace, str(involved.kind), str(involved.name), notice)
-            spent = self._spent.get(admission.namespace, 0)
-            if key in self._written:
-                continue
-            if spent >= MAX_PER_NAMESPACE:
-                self._dropped()
-                continue
-            try:
-                self._waiting.put_nowait((admission.namespace, self._event(involved, notice)))
-            except asyncio.QueueFull:
-                self._dropped()
-            else:
-                self._written[key] = True
-                self._spent[admission.namespace] = spent + 1
+            self._queue(self._event(_workload(admission), "Warning", NOT_PINNED, notice))
+        for fact in verdict.facts:
+            self._queue(self._event(_pod(admission), "Normal", PINNED, fact))
+
+    def _queue(self, event: CoreV1Event) -> None:
+        involved = event.involved_object
+        namespace = str(involved.namespace)
+        key = (namespace, str(involved.kind), str(involved.name), str(event.message))
+        spent = self._spent.get(namespace, 0)
+        if key in self._written:
+            return
+        if spent >= MAX_PER_NAMESPACE:
+            self._dropped()
+            return
+        try:
+            self._waiting.put_nowait((namespace, event))
+        except asyncio.QueueFull:
+            self._dropped()
+        else:
+            self._written[key] = True
+            self._spent[namespace] = spent + 1
 
     async def run(self) -> None:
         """Write what is queued, one at a time, until cancelled."""
@@ -86,14 +93,14 @@ class EventRecorder:
                 # A namespace that is going away takes no Events: no fault of anybody's.
                 log.debug("an Event is lost", extra={"error": str(error)})
 
-    def _event(self, involved: V1ObjectReference, notice: str) -> CoreV1Event:
+    def _event(self, involved: V1ObjectReference, kind: str, reason: str, note: str) -> CoreV1Event:
         now = datetime.now(UTC)
         return CoreV1Event(
             metadata=V1ObjectMeta(generate_name="tagpin-", namespace=involved.namespace),
             involved_object=involved,
-            type="Warning",
-            reason=REASON,
-            message=notice if len(notice) <= MAX_NOTE else notice[: MAX_NOTE - 1] + "…",
+            type=kind,
+            reason=reason,
+            message=note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…",
             first_timestamp=now,
             last_timestamp=now,
             count=1,
@@ -103,19 +110,26 @@ class EventRecorder:
         )
 
 
-def _involved(admission: Admission) -> V1ObjectReference:
-    """The pod's controller, else the pod itself (it has no uid yet)."""
-    if owner := workload.controller(admission.pod):
-        return V1ObjectReference(
-            api_version=owner.api_version,
-            kind=owner.kind,
-            name=owner.name,
-            uid=owner.uid,
-            namespace=admission.namespace,
-        )
+def _workload(admission: Admission) -> V1ObjectReference:
+    """The pod's controller, else the pod itself."""
+    owner = workload.controller(admission.pod)
+    if owner is None:
+        return _pod(admission)
+    return V1ObjectReference(
+        api_version=owner.api_version,
+        kind=owner.kind,
+        name=owner.name,
+        uid=owner.uid,
+        namespace=admission.namespace,
+    )
+
+
+def _pod(admission: Admission) -> V1ObjectReference:
+    """The pod, which has no uid before it is created."""
     return V1ObjectReference(
         api_version="v1",
         kind="Pod",
         name=workload.display_name(admission.pod),
+        uid=workload.uid(admission.pod),
         namespace=admission.namespace,
     )
