@@ -7,6 +7,7 @@ most of a request. So the answer travels beside kopf, in an `Exchange`.
 
 import asyncio
 import base64
+import contextlib
 import logging
 import re
 import ssl
@@ -26,6 +27,9 @@ from tagpin.pinning import Verdict
 
 MAX_BODY = 8 * 2**20
 """Bytes of a review: etcd's 1.5 MiB twice over, as JSON, with room."""
+LARGE_BODY = 2**20
+MAX_LARGE = 2
+"""Larger bodies that are taken in at the same time: each is many times its size in memory."""
 ARRIVAL = 5.0
 """Seconds for a review to arrive."""
 MARGIN = 0.5
@@ -81,6 +85,7 @@ class WebhookServer:
         self._address = address
         self._port = port
         self._refused = refused
+        self._large = asyncio.Semaphore(MAX_LARGE)
         self.is_listening = False
         self.is_draining = False
 
@@ -120,7 +125,7 @@ class WebhookServer:
         path = request.match_info["path"]
         try:
             if path not in self._paths:
-                raise web.HTTPNotFound(text=f"no webhook at /{path}")
+                raise web.HTTPNotFound(text=f"no webhook at {'/' + path[:200]!r}")
             if request.method != "POST":
                 raise web.HTTPMethodNotAllowed(request.method, ["POST"])
             if request.content_type != "application/json":
@@ -131,8 +136,6 @@ class WebhookServer:
             response = self._refusal(request, error.status, error.text or error.reason)
         except (BadReview, WebhookError) as error:
             response = self._refusal(request, HTTPStatus.BAD_REQUEST, str(error))
-        except RecursionError:
-            response = self._refusal(request, HTTPStatus.BAD_REQUEST, "the pod is nested too deep")
         if self.is_draining:
             response.force_close()
         return response
@@ -140,15 +143,23 @@ class WebhookServer:
     async def _answer(
         self, dispatch: kopf.WebhookFn, path: str, request: web.Request
     ) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(ARRIVAL):
-                body = await request.read()
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
-        review = _parse(body)
-        mine = Exchange(review["request"], _budget(request.query.get("timeout", "")))
-        exchange.set(mine)
-        answer = dict(await dispatch(review, webhook=path, headers={}, sslpeer={}))
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        budget = _budget(request.query.get("timeout", ""))
+        is_large = request.content_length is None or request.content_length > LARGE_BODY
+        async with self._large if is_large else contextlib.nullcontext():
+            try:
+                async with asyncio.timeout(ARRIVAL):
+                    body = await request.read()
+            except TimeoutError:
+                raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
+            review = _parse(body)
+            del body
+            if budget is not None:
+                budget -= loop.time() - started
+            mine = Exchange(review["request"], budget)
+            exchange.set(mine)
+            answer = dict(await dispatch(_outline(review), webhook=path, headers={}, sslpeer={}))
         _add(mine.verdict, answer["response"])
         return answer
 
@@ -188,6 +199,21 @@ def _parse(body: bytes) -> Any:
         case {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}:
             raise BadReview("expected the CREATE or UPDATE of a pod (v1), by a user")
     raise BadReview("expected an AdmissionReview of admission.k8s.io/v1")
+
+
+def _outline(review: Any) -> Any:
+    """The review without its pods: kopf compares and copies them whole, and never needs them."""
+    request = review["request"]
+    outline = {
+        key: {"metadata": {"name": _text(request[key]["metadata"].get("name"))}}
+        for key in ("object", "oldObject")
+        if request.get(key)
+    }
+    return review | {"request": request | outline}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _is_object(value: object) -> bool:
