@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from typing import Any, Self
 
 from tagpin.errors import ConfigurationError, InvalidReference
@@ -17,6 +18,9 @@ _SERVICE_LINK = re.compile(
     r"\w+_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT=\w+://.*|PORT_\d+_\w+=.*)",
     re.ASCII | re.DOTALL,
 )
+
+_DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_DNS_NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -86,6 +90,8 @@ class Settings:
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Check every key and value; raise ConfigurationError, which names both."""
         settings: Self = _record(cls, values, path="")
+        if settings.webhook_port == settings.health_port:
+            raise ConfigurationError(f"healthPort: {settings.health_port} is webhookPort too")
         return settings
 
     @classmethod
@@ -194,6 +200,27 @@ def _texts(value: object, _where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _networks(value: object, where: str) -> tuple[str, ...]:
+    networks = _texts(value, where)
+    for network in networks:
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise ValueError(f"no list of networks: {error}") from None
+    return networks
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    names = _texts(value, where)
+    for name in names:
+        try:
+            ip_address(name)
+        except ValueError:
+            if not _DNS_NAME.fullmatch(name):
+                raise ValueError(f"no list of names and addresses: {name!r}") from None
+    return names
+
+
 def _host(value: object, where: str) -> str:
     host = _text(value, where)
     try:
@@ -230,6 +257,8 @@ _BY_TYPE: dict[Any, Callable[[object, str], object]] = {
 }
 _READERS: dict[str, Callable[[object, str], object]] = {
     "host": _host,
+    "blocked_networks": _networks,
+    "certificate_names": _names,
     "webhook_port": _port,
     "health_port": _port,
     "budget": _positive_seconds,

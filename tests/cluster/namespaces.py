@@ -95,15 +95,17 @@ class Namespace:
         found: list[Object] = self._get(path, group)["items"]
         return found
 
-    def events(self, kind: str, name: str) -> list[str]:
-        """The messages of the Warning Events of ours on an object, at least one."""
+    def events(self, kind: str, name: str, *, reason: str = "ImageNotPinned") -> list[str]:
+        """The messages of the Events of ours on an object, at least one."""
         path = f"events?fieldSelector=involvedObject.kind={kind},involvedObject.name={name}"
-        found = eventually(lambda: self._warnings(path), bool)
+        found = eventually(lambda: self._told(path, reason), bool)
         return [event["message"] for event in found]
 
     def has_events(self, name: str) -> bool:
         """Whether there is an Event of ours on anything called `name` by now."""
-        return bool(self._warnings(f"events?fieldSelector=involvedObject.name={name}"))
+        return bool(
+            self._told(f"events?fieldSelector=involvedObject.name={name}", "ImageNotPinned")
+        )
 
     def audit(self, name: str, verb: str = "create", subresource: str = "") -> dict[str, str]:
         """What the last such request for the pod has in the audit log from tagpin's webhooks."""
@@ -121,11 +123,12 @@ class Namespace:
             if key.partition("/")[0].endswith(".tagpin.dev")
         }
 
-    def _warnings(self, path: str) -> list[Object]:
+    def _told(self, path: str, reason: str) -> list[Object]:
+        ours = ("tagpin", reason)
         return [
             event
             for event in self.find(path)
-            if (event["type"], event["source"].get("component")) == ("Warning", "tagpin")
+            if (event["source"].get("component"), event["reason"]) == ours
         ]
 
     def _get(self, path: str, group: str = "api/v1") -> Object:

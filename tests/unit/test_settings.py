@@ -110,6 +110,11 @@ def test_a_good_value_is_read(key: str, value: Any, expected: Any) -> None:
         ("exempt", None, "no list of texts"),
         ("exempt", ["nginx", 5], "no list of texts"),
         ("exempt", {"nginx": True}, "no list of texts"),
+        ("blockedNetworks", ["10.0.0.1/8"], "no list of networks: 10.0.0.1/8 has host bits set"),
+        ("blockedNetworks", "nowhere", "no list of networks"),
+        ("certificateNames", ["m\u00fcnchen.test"], "no list of names and addresses"),
+        ("certificateNames", [""], "no list of names and addresses"),
+        ("certificateNames", ["*.test"], "no list of names and addresses"),
         ("registries", "docker.io", "no list"),
         ("registries", None, "no list"),
         ("registries", {"host": "docker.io"}, "no list"),
@@ -120,6 +125,11 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: Any, complaint: str)
         Settings.from_mapping({key: value})
 
     assert str(error.value).startswith(f"{key}: {value!r} is {complaint}")
+
+
+def test_two_listeners_cannot_have_one_port() -> None:
+    with pytest.raises(ConfigurationError, match="healthPort: 9443 is webhookPort too"):
+        Settings.from_mapping({"healthPort": 9443})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Logs: one line per record, JSON for machines or text for people; one line per decision."""
 
+import itertools
 import logging
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from tagpin.pinning import Admission, Verdict
 from tagpin.pins import Failure
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "settings"}
+
+MAX_PINS = 50
+"""Images of one pod that its line names."""
 
 decisions = logging.getLogger("tagpin.decisions")
 
@@ -61,14 +65,15 @@ def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None
     """One line about one pod (`tagpin.cluster.admission.Observer`); no secrets are in it."""
     if not decisions.isEnabledFor(logging.INFO):
         return
-    failures = {name: pin.message for name, pin in verdict.pins.items() if isinstance(pin, Failure)}
+    told = dict(itertools.islice(verdict.pins.items(), MAX_PINS))
+    failures = {name: pin.message for name, pin in told.items() if isinstance(pin, Failure)}
     extra: dict[str, Any] = {
         "mode": admission.mode.value,
         "operation": admission.operation.lower(),
         "namespace": admission.namespace,
         "pod": workload.display_name(admission.pod),
         "result": verdict.result.value,
-        "pins": {name: pin.to_json() for name, pin in verdict.pins.items()},
+        "pins": {name: _shortened(pin.to_json()) for name, pin in told.items()},
         "milliseconds": round(seconds * 1000, 2),
     }
     if revision := workload.revision(admission.pod):
@@ -77,8 +82,14 @@ def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None
         extra["dry_run"] = True
     if failures:
         extra["failures"] = failures
+    if len(verdict.pins) > MAX_PINS:
+        extra["more_pins"] = len(verdict.pins) - MAX_PINS
     level = logging.WARNING if failures or not verdict.allowed else logging.INFO
     decisions.log(level, "pod %s", verdict.result.value, extra=extra)
+
+
+def _shortened(entry: dict[str, str]) -> dict[str, str]:
+    return entry | {"image": workload.shown(entry["image"])}
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,5 +1,7 @@
 """What `/metrics` tells. Labels are small closed sets, and registries up to a bound."""
 
+from collections.abc import Iterable
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -15,23 +17,34 @@ from tagpin.pinning import Admission, Verdict
 from tagpin.pins import Failure
 from tagpin.registry.client import Exchange
 
-MAX_REGISTRIES = 100
-"""Registries with a label value of their own: whoever creates pods can make up more."""
+KNOWN = (
+    "docker.io",
+    "gcr.io",
+    "ghcr.io",
+    "mcr.microsoft.com",
+    "public.ecr.aws",
+    "quay.io",
+    "registry.k8s.io",
+)
+"""Registries with a label value of their own, besides the listed ones.
+
+Whoever creates pods can make up any number of others.
+"""
 OTHER = "other"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class Metrics:
-    """The metrics of one process, in a registry of their own."""
+    """The metrics of one process; `registries` are the listed ones, as references name them."""
 
-    def __init__(self) -> None:
+    def __init__(self, registries: Iterable[str] = ()) -> None:
         disable_created_metrics()  # a second series for each
         self._registry = CollectorRegistry()
-        self._registries: set[str] = set()
+        self._registries = {*KNOWN, *registries}
         self.admissions = Counter(
             "tagpin_admissions",
-            "Pods decided about.",
+            "Reviews answered; a pod that another webhook changes meanwhile is reviewed twice.",
             ["mode", "result"],
             registry=self._registry,
         )
@@ -109,11 +122,7 @@ class Metrics:
 
     def observe_registry(self, exchange: Exchange) -> None:
         """Count one request to a registry."""
-        registry = exchange.registry
-        if registry not in self._registries:
-            if len(self._registries) >= MAX_REGISTRIES:
-                registry = OTHER
-            self._registries.add(registry)
+        registry = exchange.registry if exchange.registry in self._registries else OTHER
         self.registry_requests.labels(registry, exchange.method, exchange.code).inc()
         self.registry_seconds.labels(registry).observe(exchange.seconds)
 

@@ -76,7 +76,7 @@ async def assemble(
 ) -> AsyncIterator[Operator]:
     """Build a serving process; raises ConfigurationError before anything has begun."""
     kubeconfig = environment.get("KUBECONFIG")
-    metrics = Metrics()
+    metrics = Metrics(registry.host for registry in settings.registries)
     rules = Rules.from_settings(settings.exempt, (PROTECTED, settings.namespace))
     registries = tuple(map(_registry, settings.registries))
     client = RegistryClient(
@@ -128,9 +128,11 @@ async def assemble(
             operator = Operator(settings, metrics, certificate, events, server, handlers)
             metrics.ready.set_function(lambda: float(operator.not_ready() is None))
             metrics.certificate_expiry.set_function(partial(_expiry, certificate))
-            yield operator
-            await resolver.aclose()
-            await pull_secrets.close()
+            try:
+                yield operator
+            finally:
+                await resolver.aclose()
+                await pull_secrets.close()
     finally:
         await disconnect(api)
 
@@ -170,7 +172,4 @@ def _address_rules(settings: Settings, environment: Mapping[str, str]) -> Addres
     blocked = list(settings.blocked_networks)
     with contextlib.suppress(ValueError):  # not in a cluster, or by a name
         blocked.append(str(ip_address(environment.get("KUBERNETES_SERVICE_HOST", ""))))
-    try:
-        return DEFAULT_RULES.blocking(*blocked)
-    except ValueError as error:
-        raise ConfigurationError(f"blockedNetworks: {error}") from error
+    return DEFAULT_RULES.blocking(*blocked)

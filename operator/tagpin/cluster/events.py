@@ -95,12 +95,13 @@ class EventRecorder:
 
     def _event(self, involved: V1ObjectReference, kind: str, reason: str, note: str) -> CoreV1Event:
         now = datetime.now(UTC)
+        message = note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…"
         return CoreV1Event(
             metadata=V1ObjectMeta(generate_name="tagpin-", namespace=involved.namespace),
             involved_object=involved,
             type=kind,
             reason=reason,
-            message=note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…",
+            message=message,
             first_timestamp=now,
             last_timestamp=now,
             count=1,

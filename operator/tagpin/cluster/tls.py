@@ -65,9 +65,7 @@ class LiveContext:
     it to clients that prefer it.
     """
 
-    def __init__(self, client_ca: str | None = None) -> None:
-        """Prepare one; with `client_ca` (PEM), clients must present a certificate of it."""
-        self._client_ca = client_ca
+    def __init__(self) -> None:
         self._current: ssl.SSLContext | None = None
         self.outer = self._context()
         self.outer.sni_callback = self._select
@@ -82,9 +80,6 @@ class LiveContext:
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self._client_ca is not None:
-            context.load_verify_locations(cadata=self._client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
         return context
 
     def _select(
@@ -113,7 +108,6 @@ class CertificateKeeper:
         namespace: str = "tagpin-system",
         secret: str = "tagpin-tls",  # noqa: S107 - the name of an object
         configuration: str = "tagpin",
-        client_ca: str | None = None,
         volume_interval: float = 10.0,
         api_interval: float = 300.0,
         settling: float = 10.0,
@@ -128,7 +122,6 @@ class CertificateKeeper:
             namespace: where the Secret is.
             secret: its name.
             configuration: the name of the MutatingWebhookConfiguration.
-            client_ca: PEM; clients must present a certificate that one of these CAs signed.
             volume_interval: seconds between two looks at the directory.
             api_interval: seconds between two looks at the Secret and the configuration.
             settling: seconds until all API servers have noticed a changed caBundle.
@@ -148,7 +141,7 @@ class CertificateKeeper:
 
         self.ready = asyncio.Event()
         """Set once the first certificate is loaded."""
-        self._tls = LiveContext(client_ca)
+        self._tls = LiveContext()
         self._problems = _Problems()
         self._lock = asyncio.Lock()
         self._on_volume: dict[str, bytes] = {}

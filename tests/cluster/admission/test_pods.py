@@ -358,6 +358,8 @@ class TestDebugging:
         assert entry[0] == "doctor"
         assert (entry[1]["image"], entry[1]["digest"]) == (tools.text, tools.digest)
         assert record(stored) == before, "the API server keeps metadata out of this subresource"
+        note = f'container "doctor": {tools.text} runs as {tools.digest} (registry)'
+        assert namespace.events("Pod", "sick", reason="ImagePinned") == [note]
 
     def test_a_bad_one_is_refused_in_enforce(
         self, new_namespace: NewNamespace, registries: Registries

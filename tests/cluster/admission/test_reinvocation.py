@@ -30,7 +30,10 @@ def test_an_injected_container_is_pinned_and_the_first_answer_stands(
     assert counted[f'tagpin_admissions_total{{mode="{mode}",result="pinned"}}'] == 2
     stored = namespace.pod("web")
     assert images(stored) == {"app": app.pinned, CONTAINER: proxy.pinned}
-    first = json.loads(namespace.audit("web")[f"{mode}.tagpin.dev/pins"])
+    said = namespace.audit("web")
+    first = json.loads(said[f"{mode}.tagpin.dev/pins"])
+    second = json.loads(said[f"{mode}.tagpin.dev/reinvoked-pins"])
+    assert second == {"app": first["app"], CONTAINER: record(stored)[CONTAINER]}
     assert record(stored)["app"] == first["app"]
     assert record(stored)["app"]["source"] == "registry"
     assert record(stored)[CONTAINER]["digest"] == proxy.digest

@@ -86,6 +86,19 @@ def test_resolve_names_every_bad_image_and_prints_the_others() -> None:
     assert "registry.test:99999 is no host that could be connected to" in third
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"no PEM"])
+def test_resolve_reports_a_ca_file_of_no_use(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "ca.der"
+    if content is not None:
+        file.write_bytes(content)
+
+    done = tagpin("resolve", f"nginx@{DIGEST}", "--ca-file", str(file))
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tagpin: ")
+
+
 def test_resolve_reports_a_broken_docker_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
 

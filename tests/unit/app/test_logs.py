@@ -73,6 +73,17 @@ def test_a_person_reads_the_same_on_one_line(caplog: pytest.LogCaptureFixture) -
     assert "\n" not in line
 
 
+def test_a_pod_of_many_long_images_is_no_long_line(caplog: pytest.LogCaptureFixture) -> None:
+    pins = {f"c{number}": Failure("x" * 10_000, Reason.TLS, "no TLS") for number in range(1000)}
+    with caplog.at_level(logging.INFO, logger="tagpin.decisions"):
+        log_decision(ADMISSION, Verdict(Result.REFUSED, pins), 0)
+
+    line = JsonLines().format(caplog.records[0])
+
+    assert len(line) < 50_000
+    assert json.loads(line)["more_pins"] == 950
+
+
 def test_a_traceback_stays_with_its_line() -> None:
     error = ZeroDivisionError("a fault")
     info = (type(error), error, None)

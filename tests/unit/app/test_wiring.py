@@ -51,7 +51,6 @@ def test_a_file_or_a_variable_of_no_use_is_named(
     ("config", "message"),
     [
         ("exempt: ['a b']", "exempt: invalid image reference 'a b'"),
-        ("blockedNetworks: [10.0.0.1/8]", "blockedNetworks: 10.0.0.1/8 has host bits set"),
         ("registries: [{host: a.test, caFile: /nowhere}]", "caFile of a.test: '/nowhere'"),
         ("registries: [{host: a.test, caFile: %(here)s}]", "a.test"),
         ("", "the cluster's own configuration is of no use"),

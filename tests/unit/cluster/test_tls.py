@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -120,11 +119,9 @@ class Listener:
         self._server.close()
         await self._server.wait_closed()
 
-    async def connect(self, *, name: str = NAME, presenting: Pair | None = None) -> Connection:
+    async def connect(self, *, name: str = NAME) -> Connection:
         client = ssl.create_default_context(cadata=to_pem(CA.chain).decode())
         client.verify_flags |= ssl.VERIFY_X509_STRICT
-        if presenting is not None:
-            load(client, presenting)
         opened = await asyncio.open_connection(
             "127.0.0.1", self._port, ssl=client, server_hostname=name
         )
@@ -138,18 +135,6 @@ class Listener:
                 writer.write(line)
             writer.close()
             await writer.wait_closed()
-
-
-def load(context: ssl.SSLContext, pair: Pair) -> None:
-    read, written = os.pipe()
-    os.write(written, pair.certificate_pem)
-    os.close(written)
-    read_key, written = os.pipe()
-    os.write(written, pair.key_pem)
-    os.close(written)
-    context.load_cert_chain(f"/dev/fd/{read}", f"/dev/fd/{read_key}")
-    os.close(read)
-    os.close(read_key)
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -292,14 +277,6 @@ class TestLiveContext:
                 live.load(pair)
                 assert (await listener.connect()).certificate == pair.certificate
 
-    async def test_with_a_client_ca_only_its_clients_get_in(self) -> None:
-        live = LiveContext(client_ca=to_pem(CA.chain).decode())
-        live.load(issue())
-        async with Listener(live.outer) as listener:
-            assert await (await listener.connect(presenting=issue_client(CA))).echoes()
-            for stranger in (None, issue_client(issue_ca(NOW))):
-                assert await is_refused(listener.connect(presenting=stranger))
-
     async def test_tls_below_1_2_is_refused(self) -> None:
         assert LiveContext().outer.minimum_version is ssl.TLSVersion.TLSv1_2
 
@@ -321,10 +298,6 @@ def issue_rsa() -> Pair:
     """What cert-manager issues where nobody asks for another algorithm."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     return _sign(key, CA, ExtendedKeyUsageOID.SERVER_AUTH)
-
-
-def issue_client(ca: Pair) -> Pair:
-    return _sign(ec.generate_private_key(ec.SECP256R1()), ca, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 def _sign(

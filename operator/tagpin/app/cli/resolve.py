@@ -39,7 +39,7 @@ _EVERYWHERE = AddressRules(blocked=(), private=())
     "--http", "plain", multiple=True, metavar="HOST", help="Speak plain HTTP to this registry."
 )
 @click.option(
-    "--ca-file", type=click.Path(path_type=Path, exists=True), help="Trust these authorities too."
+    "--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Trust these CAs (PEM) too."
 )
 @click.option("--timeout", default=20.0, show_default=True, help="Seconds for all images.")
 def resolve(
@@ -51,7 +51,10 @@ def resolve(
     """
     configure("error", "text")
     keychain = _docker_config()
-    ca = ca_file.read_text(encoding="ascii") if ca_file else None
+    try:
+        ca = ca_file.read_text(encoding="ascii") if ca_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--ca-file {ca_file} is of no use: {error}") from error
     pins = asyncio.run(_resolve(images, keychain, plain, ca, timeout))
     if output == "text":
         _print_text(pins)

@@ -11,7 +11,6 @@ from tagpin.app.logs import configure
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
-    envvar="TAGPIN_CONFIG",
     help="The YAML file with the settings; TAGPIN_… variables override its keys.",
 )
 def serve(config: Path | None) -> None:
