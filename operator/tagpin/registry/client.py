@@ -43,6 +43,10 @@ MAX_HEADER_FIELD = 8190
 MAX_OTHER_BODY = 64 * 1024
 """What is read of an answer that is not 200, so that its connection can be used again."""
 
+NAME_TIMEOUT = 0.5
+"""Seconds that a name server has for its first answer, and twice as many for its second."""
+NAME_TRIES = 2
+
 _DOCKER_HUB_HOST = "registry-1.docker.io"
 _RETRIED = frozenset({500, 502, 503, 504, 522})
 
@@ -143,7 +147,9 @@ class RegistryClient:
 
     async def __aenter__(self) -> Self:
         if self._names is None:
-            self._names = aiohttp.DefaultResolver()
+            # Not the look-up of the event loop, which a few names without an answer keep busy:
+            # it has one pool of threads for all, of four under uvloop.
+            self._names = aiohttp.AsyncResolver(timeout=NAME_TIMEOUT, tries=NAME_TRIES)
             self._stack.push_async_callback(self._names.close)
         rules = self._rules
         self._sessions = _Sessions(
