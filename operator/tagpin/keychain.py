@@ -31,7 +31,8 @@ class Credential:
     """A user name and password for the registry whose key they were found under.
 
     Raises ValueError for a user name that would change meaning in an HTTP header: with CR, LF,
-    NUL or `:` (RFC 7617 §2).
+    NUL or `:` (RFC 7617 §2); and for what JSON can escape and UTF-8 cannot write: half a surrogate
+    pair.
     """
 
     username: str
@@ -40,6 +41,8 @@ class Credential:
     def __post_init__(self) -> None:
         if re.search(r"[\r\n\0:]", self.username):
             raise ValueError("the user name has a character that Basic authentication forbids")
+        if re.search(r"[\ud800-\udfff]", self.username + self.password):
+            raise ValueError("the user name or password has a character that UTF-8 cannot write")
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,3 +248,18 @@ def test_fingerprints_tell_identities_apart_and_say_nothing_without_the_key() ->
     assert fingerprint(b"key", [one]) == fingerprint(b"key", [Credential("a", "b")])
     assert fingerprint(b"other", [one]) != fingerprint(b"key", [one])
     assert fingerprint(b"key", []) == ANONYMOUS
+
+
+@pytest.mark.parametrize("field", ["username", "password"])
+def test_half_a_surrogate_pair_spoils_its_entry_alone(field: str) -> None:
+    bad = {"username": "bot", "password": "secret"} | {field: "\ud800"}
+    keys = Keychain.from_docker_config(json.dumps({"bad.io": bad, "r.io": auth("good")}))
+    assert users(keys, "r.io/x") == ["good"]
+    assert users(keys, "bad.io/x") == []
+    (report,) = keys.skipped
+    assert "UTF-8" in report
+
+
+def test_a_config_that_is_no_utf_8_is_none() -> None:
+    with pytest.raises(InvalidDockerConfig):
+        Keychain.from_docker_config(b'{"auths": {"r.io": {"username": "\xff", "password": "x"}}}')
