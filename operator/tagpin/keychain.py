@@ -9,15 +9,22 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Self, TypeAlias
 
 from tagpin.errors import TagpinError
 from tagpin.reference import DOCKER_HUB, Reference
 
 ANONYMOUS = "anonymous"
 """The fingerprint of no credentials at all."""
+
+MAX_ENTRIES = 200
+"""Registries that are read from one docker config."""
+MAX_SKIPPED = 10
+"""Entries of one docker config that are said to be skipped."""
 
 _DOCKER_HUB_KEY = "index.docker.io"
 
@@ -55,13 +62,17 @@ class Keychain:
 
     entries: tuple[tuple[str, Credential], ...] = ()
     skipped: tuple[str, ...] = ()
+    _index: "_Index" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", _Index.of(self.entries))
 
     @classmethod
     def from_docker_config(cls, text: str | bytes) -> Self:
         """Read `.dockerconfigjson` (`{"auths": {…}}`) or the bare map of a `.dockercfg`.
 
         Raises InvalidDockerConfig where the whole text is unusable; a single bad entry is only
-        `skipped`.
+        `skipped`, and so is what stands behind the first MAX_ENTRIES.
         """
         try:
             document = json.loads(text)
@@ -72,11 +83,16 @@ class Keychain:
             raise InvalidDockerConfig("the docker config holds no map of registries")
         entries: list[tuple[str, Credential]] = []
         skipped: list[str] = []
-        for location, entry in auths.items():
+        for location, entry in islice(auths.items(), MAX_ENTRIES):
             try:
                 entries.append((_parse_key(location), _parse_entry(entry)))
             except ValueError as error:
                 skipped.append(f"{location[:255]!r}: {error}")
+        del skipped[MAX_SKIPPED:]
+        if len(auths) > MAX_ENTRIES:
+            skipped[MAX_SKIPPED - 1 :] = [
+                f"only the first {MAX_ENTRIES} of {len(auths)} registries are read"
+            ]
         return cls(tuple(entries), tuple(skipped))
 
     @classmethod
@@ -88,23 +104,17 @@ class Keychain:
             tuple(reason for part in parts for reason in part.skipped),
         )
 
-    def __add__(self, other: "Keychain") -> "Keychain":
-        return Keychain.merged((self, other))
-
     def candidates(self, ref: Reference) -> tuple[Credential, ...]:
         """Every credential to try for `ref`, in the kubelet's order; empty means anonymously.
 
         More specific keys come first, entries of one key in the order of their configs.
         (keyring.go: BasicDockerKeyring.Lookup)
         """
-        keys = sorted({key for key, _ in self.entries}, reverse=True)
-        matching = [key for key in keys if _key_matches(key, ref.domain, ref.path)]
+        matching = self._index.keys_for(ref.domain, ref.path)
         # The kubelet's own test for Docker Hub is textual and says yes to `localhost/foo` too.
         if not matching and ref.domain == DOCKER_HUB:
             matching = [_DOCKER_HUB_KEY]
-        return tuple(
-            credential for wanted in matching for key, credential in self.entries if key == wanted
-        )
+        return tuple(each for key in matching for each in self._index.credentials.get(key, ()))
 
 
 def fingerprint(key: bytes, credentials: Sequence[Credential]) -> str:
@@ -155,15 +165,57 @@ def _decode_auth(auth: str) -> tuple[str, str]:
     return username, password
 
 
-def _key_matches(key: str, domain: str, path: str) -> bool:
-    """Whether the credential under `key` is for this image (keyring.go: URLsMatch)."""
-    authority, slash, key_path = key.partition("/")
-    glob, glob_port = _split_port(authority)
-    host, port = _split_port(domain)
-    if glob_port != port or not f"/{path}".startswith(slash + key_path):
-        return False
-    globs, labels = glob.split("."), host.split(".")
-    return len(globs) == len(labels) and all(map(glob_matches, globs, labels))
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Credentials by key, and keys by what an image must have to match them at all.
+
+    A key is for an image whose port is the same, whose path begins with the key's, and whose host
+    labels match the key's, glob by glob. (keyring.go: URLsMatch)
+    """
+
+    credentials: Mapping[str, Sequence[Credential]]
+    by_host: Mapping[tuple["_Shape", str], Sequence[tuple[str, str, "_Labels"]]]
+    """(shape of the host, port) → (path, key, labels)."""
+    masks: Collection[tuple[bool, ...]]
+    """Which labels are globs, for every shape that occurs."""
+
+    @classmethod
+    def of(cls, entries: Iterable[tuple[str, Credential]]) -> Self:
+        credentials: dict[str, list[Credential]] = {}
+        for key, credential in entries:
+            credentials.setdefault(key, []).append(credential)
+        by_host: dict[tuple[_Shape, str], list[tuple[str, str, _Labels]]] = {}
+        masks: set[tuple[bool, ...]] = set()
+        for key in credentials:
+            authority, slash, path = key.partition("/")
+            host, port = _split_port(authority)
+            labels = tuple(host.split("."))
+            mask = tuple(bool(re.search(r"[*?\[\\]", label)) for label in labels)
+            masks.add(mask)
+            by_host.setdefault((_shape(labels, mask), port), []).append((slash + path, key, labels))
+        return cls(credentials, by_host, masks)
+
+    def keys_for(self, domain: str, path: str) -> list[str]:
+        """The keys that match an image, more specific ones first."""
+        host, port = _split_port(domain)
+        labels, path = tuple(host.split(".")), f"/{path}"
+        found = [
+            key
+            for mask in self.masks
+            if len(mask) == len(labels)
+            for start, key, globs in self.by_host.get((_shape(labels, mask), port), ())
+            if path.startswith(start) and (not any(mask) or all(map(glob_matches, globs, labels)))
+        ]
+        return sorted(found, reverse=True)
+
+
+_Labels: TypeAlias = tuple[str, ...]
+_Shape: TypeAlias = tuple[str | None, ...]
+
+
+def _shape(labels: "_Labels", mask: tuple[bool, ...]) -> "_Shape":
+    """The labels of a host, without those that are for a glob to match."""
+    return tuple(None if masked else label for label, masked in zip(labels, mask, strict=True))
 
 
 def _split_port(authority: str) -> tuple[str, str]:
@@ -196,9 +248,8 @@ def glob_matches(pattern: str, label: str) -> bool:
     Backtracks to the last star only, so that a hostile pattern costs no more than
     len(pattern) * len(label).
     """
-    try:
-        parts = list(_parse_glob(pattern))
-    except ValueError:
+    parts = _parsed_glob(pattern)
+    if parts is None:
         return False
     at = part = 0
     star: tuple[int, int] | None = None
@@ -215,6 +266,15 @@ def glob_matches(pattern: str, label: str) -> bool:
         else:
             return False
     return all(rest is _STAR for rest in parts[part:])
+
+
+@lru_cache(maxsize=4096)
+def _parsed_glob(pattern: str) -> "tuple[_OneOf | None, ...] | None":
+    """What `_parse_glob` yields, or None for a malformed pattern."""
+    try:
+        return tuple(_parse_glob(pattern))
+    except ValueError:
+        return None
 
 
 def _parse_glob(pattern: str) -> Iterator[_OneOf | None]:

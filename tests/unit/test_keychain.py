@@ -154,7 +154,7 @@ def test_every_matching_key_is_a_candidate_and_the_most_specific_comes_first() -
 def test_entries_of_one_key_keep_the_order_of_their_configs() -> None:
     first = Keychain.from_docker_config(json.dumps({"auths": {"r.io": auth("first")}}))
     second = Keychain.from_docker_config(json.dumps({"auths": {"https://r.io": auth("second")}}))
-    assert users(first + second, "r.io/x") == ["first", "second"]
+    assert users(Keychain.merged([first, second]), "r.io/x") == ["first", "second"]
     assert users(Keychain.merged([second, first]), "r.io/x") == ["second", "first"]
 
 
@@ -263,3 +263,31 @@ def test_half_a_surrogate_pair_spoils_its_entry_alone(field: str) -> None:
 def test_a_config_that_is_no_utf_8_is_none() -> None:
     with pytest.raises(InvalidDockerConfig):
         Keychain.from_docker_config(b'{"auths": {"r.io": {"username": "\xff", "password": "x"}}}')
+
+
+def test_only_the_first_200_registries_of_a_config_are_read() -> None:
+    config = {f"r{number}.io": auth("bot") for number in range(250)}
+    keys = Keychain.from_docker_config(json.dumps(config))
+    assert len(keys.entries) == 200
+    assert keys.skipped == ("only the first 200 of 250 registries are read",)
+
+
+def test_no_more_than_10_reports_come_from_one_config() -> None:
+    config = {f"r{number}.io": {"auth": "!"} for number in range(250)}
+    keys = Keychain.from_docker_config(json.dumps(config))
+    assert len(keys.skipped) == 10
+    assert keys.skipped[-1] == "only the first 200 of 250 registries are read"
+
+
+@pytest.mark.parametrize("key", ["r{0}.example.io", "r.io/team{0}", "*.r{0}.io"])
+def test_large_configs_are_searched_quickly(key: str) -> None:
+    configs = [
+        keychain(*(key.format(secret * 200 + number) for number in range(200)))
+        for secret in range(20)
+    ]
+    images = [Reference.parse(f"r{number}.example.io/team{number}/app") for number in range(100)]
+    started = time.process_time()
+    keys = Keychain.merged(configs)
+    for image in images:
+        keys.candidates(image)
+    assert time.process_time() - started < 0.5
