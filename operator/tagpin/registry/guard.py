@@ -64,8 +64,10 @@ DEFAULT_RULES = AddressRules(
                 "192.0.0.192/32",  # Oracle metadata
                 "224.0.0.0/4",  # multicast
                 "240.0.0.0/4",  # reserved, broadcast
-                "::/128",
-                "::1/128",
+                "::/96",  # unspecified, loopback, IPv4-compatible (RFC 4291 §2.5.5.1)
+                "::ffff:0:0:0/96",  # IPv4-translated (RFC 2765)
+                "64:ff9b:1::/48",  # NAT64 of a network's own, leads anywhere (RFC 8215)
+                "2001::/32",  # Teredo: an IPv4 address within (RFC 4380)
                 "fe80::/10",  # link-local
                 "fd00:ec2::/32",  # AWS metadata
                 "fd20:ce::254/128",  # Google metadata
@@ -76,7 +78,24 @@ DEFAULT_RULES = AddressRules(
     private=tuple(
         map(
             ip_network,
-            ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+            (
+                "10.0.0.0/8",
+                "172.16.0.0/12",
+                "192.168.0.0/16",
+                "100.64.0.0/10",
+                "192.0.0.0/24",  # special purposes (RFC 6890)
+                "192.0.2.0/24",  # documentation, as the next three (RFC 5737, RFC 3849, RFC 9637)
+                "198.51.100.0/24",
+                "203.0.113.0/24",
+                "2001:db8::/32",
+                "3fff::/20",
+                "198.18.0.0/15",  # benchmarks (RFC 2544)
+                "100::/64",  # discarded (RFC 6666)
+                "2001::/23",  # special purposes (RFC 2928)
+                "5f00::/16",  # segment routing (RFC 9602)
+                "fc00::/7",
+                "fec0::/10",  # site-local, deprecated (RFC 3879)
+            ),
         )
     ),
 )

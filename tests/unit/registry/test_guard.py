@@ -1,8 +1,10 @@
 """Which addresses and names may be reached."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
+from hypothesis import example, given
+from hypothesis.strategies import ip_addresses
 
 from tagpin.registry.guard import DEFAULT_RULES, innermost, is_blocked_name
 
@@ -37,6 +39,12 @@ from tagpin.registry.guard import DEFAULT_RULES, innermost, is_blocked_name
         "64:ff9b::a9fe:a9fe",
         "2002:7f00:1::",
         "2002:a9fe:a9fe::1",
+        "::7f00:1",
+        "::a9fe:a9fe",
+        "::ffff:0:a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe",
+        "64:ff9b:1:fffe::1",
+        "2001:0:a9fe:a9fe::1",
     ],
 )
 def test_an_address_of_this_host_or_its_cloud_is_blocked(address: str) -> None:
@@ -56,6 +64,18 @@ def test_an_address_of_this_host_or_its_cloud_is_blocked(address: str) -> None:
         "::ffff:10.1.2.3",
         "64:ff9b::a01:203",
         "2002:a01:203::",
+        "192.0.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "198.19.255.255",
+        "198.51.100.1",
+        "203.0.113.1",
+        "100::1",
+        "2001:2::1",
+        "2001:db8::1",
+        "3fff::1",
+        "5f00::1",
+        "fec0::1",
     ],
 )
 def test_an_address_of_a_private_network_is_allowed_but_not_public(address: str) -> None:
@@ -69,6 +89,12 @@ def test_an_address_of_a_private_network_is_allowed_but_not_public(address: str)
 def test_every_other_address_is_public(address: str) -> None:
     assert not DEFAULT_RULES.blocks(ip_address(address))
     assert DEFAULT_RULES.is_public(ip_address(address))
+
+
+@given(ip_addresses())
+@example(ip_address("198.18.0.1"))
+def test_what_is_public_is_globally_reachable(address: IPv4Address | IPv6Address) -> None:
+    assert innermost(address).is_global or not DEFAULT_RULES.is_public(address)
 
 
 def test_the_kubernetes_api_can_be_blocked_too() -> None:
