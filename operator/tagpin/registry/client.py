@@ -48,6 +48,7 @@ NAME_TIMEOUT = 0.5
 NAME_TRIES = 2
 
 _DOCKER_HUB_HOST = "registry-1.docker.io"
+_TOLD_APART = frozenset({200, 401, 403, 404, 429})
 _RETRIED = frozenset({500, 502, 503, 504, 522})
 
 
@@ -76,8 +77,11 @@ class RegistrySettings:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request, for metrics: `code` is a status, a Reason, or `cancelled`.
+    """One request, for metrics.
 
+    `code` is of a closed set, since whoever runs a registry chooses the status: one of the
+    statuses that ask for a reaction of their own, the class of any other (`5xx`, or `other` where
+    there is none), a Reason, or `cancelled`.
     `registry` is what a pod's author wrote: an unbounded set, unless the observer bounds it.
     """
 
@@ -280,7 +284,7 @@ class RegistryClient:
             code = translated.reason.value
             raise translated from error
         else:
-            code = str(response.status)
+            code = _code(response.status)
             return response
         finally:
             visit.note(trace, derived=request.derived, trusted=trusted is not None)
@@ -439,6 +443,12 @@ def _failure_of(
             return Failure(Reason.BAD_ANSWER, f"{host} does not answer in HTTP")
         case _:
             return _TransientFailure(Reason.UNREACHABLE, f"no connection to {host}")
+
+
+def _code(status: int) -> str:
+    if status in _TOLD_APART:
+        return str(status)
+    return f"{status // 100}xx" if 100 <= status < 600 else "other"  # noqa: PLR2004 - RFC 9110 §15
 
 
 def _token_error_age(error: Exception) -> float:

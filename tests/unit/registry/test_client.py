@@ -365,6 +365,30 @@ async def test_every_exchange_is_observed(net: Net) -> None:
     assert all(each.seconds >= 0 for each in net.exchanges)
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (200, "200"),
+        (401, "401"),
+        (403, "403"),
+        (404, "404"),
+        (429, "429"),
+        (206, "2xx"),
+        (304, "3xx"),
+        (418, "4xx"),
+        (503, "5xx"),
+        (599, "5xx"),
+        (600, "other"),
+        (999, "other"),
+    ],
+)
+async def test_a_registry_chooses_among_few_codes(net: Net, status: int, code: str) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(status))
+    await net.ask(net.image("public.test"), retries=0)
+    assert {each.code for each in net.exchanges} == {code}
+
+
 async def test_a_redirect_is_followed_to_another_public_host(net: Net) -> None:
     registry, other = await net.registry("public.test"), await net.registry("other.test")
     pushed = other.push_image("demo/app", "v1")
