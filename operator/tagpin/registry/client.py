@@ -98,8 +98,9 @@ class RegistryClient:
     addresses that `rules` allow. `ca` is PEM text trusted everywhere besides the system's
     authorities. `names` resolves host names and stays the caller's to close. Times are seconds:
     `connect_timeout` per connection, `read_timeout` between two reads. `per_host` and `total`
-    bound the connections of each trust class. A request is retried `retries` times where that
-    can help, after a pause drawn from `jitter`. `observe` is told of every exchange.
+    bound the connections of each trust class: those that were listed have connections of their
+    own, so that no stranger's registry can use them up. A request is retried `retries` times where
+    that can help, after a pause drawn from `jitter`. `observe` is told of every exchange.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class RegistryClient:
         connect_timeout: float = 3.0,
         read_timeout: float = 5.0,
         per_host: int = 32,
-        total: int = 256,
+        total: int = 1024,
         retries: int = 2,
         jitter: Callable[[], float] = _pause,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

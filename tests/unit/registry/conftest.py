@@ -118,7 +118,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="session")
 def server_tls(authority: Authority) -> ssl.SSLContext:
-    issued = authority.issue("registry", hosts=[*ADDRESSES, *ADDRESSES.values()])
+    issued = authority.issue("registry", hosts=[*ADDRESSES, *ADDRESSES.values(), "*.wild.test"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(issued.certificate, issued.key)
     return context

@@ -22,7 +22,7 @@ from tagpin.errors import ConfigurationError, Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.client import RegistryClient, RegistrySettings
 
-from .conftest import Net, settle
+from .conftest import ADDRESSES, Net, settle
 
 ALICE = ("alice", "pa55word")
 
@@ -124,6 +124,33 @@ async def test_no_more_connections_per_host_than_agreed(net: Net) -> None:
     outcomes = await asyncio.gather(*[settle(resolver, image) for image in images])
     assert all(isinstance(outcome, Resolution) for outcome in outcomes)
     assert most == 4
+
+
+async def test_a_stranger_of_many_names_that_hangs_keeps_nobody_from_connecting(net: Net) -> None:
+    stranger, honest = await net.registry("other.test"), await net.registry("public.test")
+    many = asyncio.Event()
+
+    async def hang(request: web.Request, handle: Handler) -> web.StreamResponse:
+        if len(stranger.requests) >= 256:
+            many.set()
+        return await hanging()(request, handle)
+
+    stranger.fault(hang)
+    pushed = honest.push_image("demo/app", "v1")
+    hosts = [f"h{number}.wild.test" for number in range(10)]
+    for host in hosts:
+        net.names.add(host, [ADDRESSES["other.test"]])
+    resolver = await net.resolver(read_timeout=10.0)
+    asking = [
+        asyncio.create_task(settle(resolver, net.image(host, tag=str(tag))))
+        for host in hosts
+        for tag in range(32)
+    ]
+    await asyncio.wait_for(many.wait(), 10)
+    assert digest(await settle(resolver, net.image("public.test"), within=3)) == pushed
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 # Trying again
