@@ -142,7 +142,7 @@ class RegistryClient:
         self._key = fingerprint_key or secrets.token_bytes(32)
         self._observe = observe
         self._tokens: Cache[object, Token] = Cache(
-            maxsize=10_000,
+            maxsize=1000,
             clock=clock,
             lifetime=lambda token: token.lifetime,
             error_age=_token_error_age,

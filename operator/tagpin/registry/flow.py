@@ -51,6 +51,8 @@ _ACCEPT = ", ".join((*sorted(INDEXES, reverse=True), *sorted(IMAGES, reverse=Tru
 
 MAX_MANIFEST = 4 * 1024 * 1024
 MAX_TOKEN_ANSWER = 64 * 1024
+MAX_TOKEN = 8 * 1024
+"""Characters: it must fit into a header, and servers take no longer ones."""
 MAX_REDIRECTS = 5
 MAX_AUTHENTICATIONS = 2
 """Per candidate: once, and once more where a token from the cache was refused."""
@@ -417,7 +419,7 @@ def _parse_token(response: Response) -> Token:
     """The token in a token server's answer, renewed a little before it ends."""
     answer = _json_object(response.body, "the token server's answer")
     value = answer.get("access_token") or answer.get("token")
-    if not isinstance(value, str) or not re.fullmatch(r"[\x21-\x7e]+", value):
+    if not isinstance(value, str) or not re.fullmatch(rf"[\x21-\x7e]{{1,{MAX_TOKEN}}}", value):
         raise Failure(Reason.BAD_ANSWER, "the token server gave no usable token")
     seconds = _seconds(answer.get("expires_in"))
     return Token(value, seconds - min(10.0, seconds / 10))

@@ -591,6 +591,7 @@ def test_the_login_goes_to_the_token_server() -> None:
         ({"access_token": "a", "token": "b"}, "a"),
         ({"access_token": "", "token": "b"}, "b"),
         ({"token": "b"}, "b"),
+        ({"token": "b" * 8192}, "b" * 8192),
     ],
 )
 def test_an_access_token_comes_first(answer: dict[str, Any], value: str) -> None:
@@ -621,7 +622,15 @@ def test_a_token_lives_for_a_sensible_time(expires_in: Any, lifetime: float) -> 
 
 @pytest.mark.parametrize(
     "answer",
-    [{}, {"token": ""}, {"token": 7}, {"token": "a\r\nX: y"}, {"token": "a b"}, {"token": "ä"}],
+    [
+        {},
+        {"token": ""},
+        {"token": 7},
+        {"token": "a\r\nX: y"},
+        {"token": "a b"},
+        {"token": "ä"},
+        {"token": "x" * 8193},
+    ],
 )
 def test_a_token_that_does_not_fit_into_a_header_is_refused(answer: dict[str, Any]) -> None:
     assert fail(fetch_token(login()), token(**answer)).reason is Reason.BAD_ANSWER
