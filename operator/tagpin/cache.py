@@ -30,7 +30,7 @@ class Use(StrEnum):
     SHARED = "shared"
     """By a load that another call had begun."""
     STALE = "stale"
-    """From a value that is no longer fresh."""
+    """From a value that is too old for the caller, who wants it all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class _Load(Generic[V]):
 class Cache(Generic[K, V]):
     """Values and errors by key, at most `maxsize` of each; the least recently used go first.
 
-    `clock` gives monotonic seconds. `lifetime(value)` is how long a value may serve as fresh
-    (for ever, unless told), `stale_for` how much longer `stale` still finds it. `error_age(error)`
+    `clock` gives monotonic seconds. `lifetime(value)` is how long a value may serve
+    (for ever, unless told), to a call of any `max_age`. `error_age(error)`
     is how long an error is raised again without a load (never, unless told); an error that
     `disproves` the value makes the cache forget it. `observe` is told of every use.
     """
@@ -70,7 +70,6 @@ class Cache(Generic[K, V]):
         maxsize: int,
         clock: Callable[[], float],
         lifetime: Callable[[V], float] = lambda _: math.inf,
-        stale_for: float = 0.0,
         error_age: Callable[[Exception], float] = lambda _: 0.0,
         disproves: Callable[[Exception], bool] = lambda _: False,
         observe: Callable[[Use], None] = lambda _: None,
@@ -81,7 +80,7 @@ class Cache(Generic[K, V]):
         self._disproves = disproves
         self._observe = observe
         self._values: TLRUCache[K, _Kept[V]] = TLRUCache(
-            maxsize, ttu=lambda _key, kept, _now: kept.expires + stale_for, timer=clock
+            maxsize, ttu=lambda _key, kept, _now: kept.expires, timer=clock
         )
         self._errors: TLRUCache[K, _Kept[Exception]] = TLRUCache(
             maxsize, ttu=lambda _key, kept, _now: kept.expires, timer=clock
@@ -100,7 +99,7 @@ class Cache(Generic[K, V]):
         """
         oldest = self._clock() - max_age
         kept = self._values.get(key)
-        if kept is not None and kept.started >= oldest and self._clock() < kept.expires:
+        if kept is not None and kept.started >= oldest:
             self._observe(Use.HIT)
             return Answer(kept.value, kept.started, Use.HIT)
         error = self._errors.get(key)
@@ -117,7 +116,7 @@ class Cache(Generic[K, V]):
         return Answer(flight.task.result(), flight.started, use)
 
     def stale(self, key: K) -> Answer[V] | None:
-        """The last known value, fresh or not, while it is within `stale_for`; counts as a use."""
+        """The last known value within its lifetime, however old; counts as a use."""
         known = self.peek(key)
         if known is not None:
             self._observe(Use.STALE)

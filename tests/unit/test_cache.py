@@ -37,16 +37,13 @@ class Source:
 class Box:
     """A cache, its clock and its counters."""
 
-    def __init__(
-        self, *, maxsize: int = 10, stale_for: float = 100.0, lifetime: float = 60.0
-    ) -> None:
+    def __init__(self, *, maxsize: int = 10, lifetime: float = 160.0) -> None:
         self.clock = FakeClock()
         self.uses: Counter[Use] = Counter()
         self.cache: Cache[str, str] = Cache(
             maxsize=maxsize,
             clock=self.clock,
             lifetime=lambda _: lifetime,
-            stale_for=stale_for,
             error_age=lambda error: 10.0 if isinstance(error, Denied) else 2.0,
             disproves=lambda error: isinstance(error, Denied),
             observe=lambda use: self.uses.update([use]),
@@ -218,7 +215,7 @@ async def test_an_error_that_is_raised_often_does_not_grow() -> None:
 
 
 async def test_an_outage_leaves_the_last_known_value_to_whoever_wants_it_stale() -> None:
-    box, source = Box(lifetime=60, stale_for=100), Source("known", OSError(), OSError())
+    box, source = Box(lifetime=160), Source("known", OSError(), OSError())
     await box.cache.get("k", source)
     for elapsed, known in ((61, True), (98, True), (1, False)):
         box.clock.advance(elapsed)
@@ -288,6 +285,6 @@ def test_no_answer_is_ever_older_than_accepted(steps: list[tuple[int, int, str]]
                 got = await box.cache.get("k", Source(answer), max_age=max_age)
             except (OSError, Denied):
                 continue
-            assert box.clock() - got.started <= min(max_age, 60)
+            assert box.clock() - got.started <= min(max_age, 160)
 
     asyncio.run(play())

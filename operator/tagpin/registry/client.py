@@ -118,7 +118,6 @@ class RegistryClient:
         jitter: Callable[[], float] = _pause,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
-        fingerprint_key: bytes | None = None,
         observe: Callable[[Exchange], None] = lambda _: None,
     ) -> None:
         self._listed = {_listed_place(each): each for each in registries}
@@ -139,7 +138,7 @@ class RegistryClient:
         self._jitter = jitter
         self._sleep = sleep
         self._clock = clock
-        self._key = fingerprint_key or secrets.token_bytes(32)
+        self._key = secrets.token_bytes(32)
         self._observe = observe
         self._tokens: Cache[object, Token] = Cache(
             maxsize=1000,

@@ -70,8 +70,7 @@ class RegistryResolver:
     At most `cache_size` answers are kept. While a registry cannot say, its last answer stands in
     until it is `stale_if_error` seconds old. One question to a registry takes at most
     `load_timeout` seconds; it goes on when its caller is cancelled, since others may share it.
-    `now` is the wall clock (UTC). `observe` is told how the cache was used. `fingerprint_key`
-    makes credentials into cache keys; it need not outlive the process.
+    `now` is the wall clock (UTC). `observe` is told how the cache was used.
     """
 
     def __init__(
@@ -84,12 +83,11 @@ class RegistryResolver:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = _utc_now,
         observe: Callable[[Use], None] = lambda _: None,
-        fingerprint_key: bytes | None = None,
     ) -> None:
         self._client = client
         self._load_timeout = load_timeout
         self._now = now
-        self._fingerprint_key = fingerprint_key or secrets.token_bytes(32)
+        self._fingerprint_key = secrets.token_bytes(32)
         self._cache: Cache[_Key, _Known] = Cache(
             maxsize=cache_size,
             clock=clock,
