@@ -47,6 +47,10 @@ NAME_TIMEOUT = 0.5
 """Seconds that a name server has for its first answer, and twice as many for its second."""
 NAME_TRIES = 2
 
+LARGE_BODY = 64 * 1024
+LARGE_BODIES = 4
+"""Bodies of more than LARGE_BODY bytes that are read at once, per trust class."""
+
 _DOCKER_HUB_HOST = "registry-1.docker.io"
 _TOLD_APART = frozenset({200, 401, 403, 404, 429})
 _RETRIED = frozenset({500, 502, 503, 504, 522})
@@ -148,6 +152,7 @@ class RegistryClient:
         )
         self._stack = AsyncExitStack()
         self._sessions: _Sessions | None = None
+        self._large = {trusted: asyncio.Semaphore(LARGE_BODIES) for trusted in (True, False)}
 
     async def __aenter__(self) -> Self:
         if self._names is None:
@@ -274,7 +279,8 @@ class RegistryClient:
         started = self._clock()
         code = "cancelled"
         try:
-            response = await self._send(session, request, tls)
+            large = self._large[trusted is not None]
+            response = await self._send(session, request, tls, large)
         except Failure as failure:
             code = failure.reason.value
             raise
@@ -317,19 +323,23 @@ class RegistryClient:
         return self._sessions.derived
 
     async def _send(
-        self, session: aiohttp.ClientSession, request: Request, tls: ssl.SSLContext
+        self,
+        session: aiohttp.ClientSession,
+        request: Request,
+        tls: ssl.SSLContext,
+        large: asyncio.Semaphore,
     ) -> Response:
         async with session.request(
             request.method, request.url, headers=request.headers, ssl=tls, allow_redirects=False
         ) as response:
             headers = tuple(response.headers.items())
             if response.status == HTTPStatus.OK:
-                body = await _read(response, request.max_body)
+                body = await _read(response, request.max_body, large)
                 if body is None:
                     detail = f"the answer is longer than {request.max_body} bytes"
                     raise Failure(Reason.BAD_ANSWER, detail)
                 return Response(response.status, headers, body)
-            if await _read(response, MAX_OTHER_BODY) is None:
+            if await _read(response, MAX_OTHER_BODY, large) is None:
                 response.close()
             return Response(response.status, headers)
 
@@ -413,15 +423,24 @@ class _PeerNotingResponse(aiohttp.ClientResponse):
         return await super().start(connection)
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    """The whole body, or None where it is longer than `limit` bytes."""
+async def _read(
+    response: aiohttp.ClientResponse, limit: int, large: asyncio.Semaphore
+) -> bytes | None:
+    """The whole body, or None where it is longer than `limit` bytes.
+
+    What is in memory at once is bounded: a body waits for `large` to go on beyond LARGE_BODY.
+    Hardly any manifest does, so who drips holds up nobody else's.
+    """
     if response.content_length is not None and response.content_length > limit:
         return None if response.method != "HEAD" else b""
     body = bytearray()
-    async for chunk in response.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > limit:
-            return None
+    async with AsyncExitStack() as stack:
+        async for chunk in response.content.iter_chunked(64 * 1024):
+            if len(body) <= LARGE_BODY < len(body) + len(chunk):
+                await stack.enter_async_context(large)
+            body += chunk
+            if len(body) > limit:
+                return None
     return bytes(body)
 
 

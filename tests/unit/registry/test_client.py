@@ -153,6 +153,35 @@ async def test_a_stranger_of_many_names_that_hangs_keeps_nobody_from_connecting(
     await asyncio.gather(*asking, return_exceptions=True)
 
 
+async def test_large_manifests_wait_for_one_another_and_small_ones_for_nobody(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(405), method="HEAD")
+    small = registry.push_image("demo/app", "small")
+    padded = registry.content(small) + b" " * 100_000
+    media_type = registry.media_type(small)
+    assert media_type is not None
+    large = registry.push_manifest("demo/app", "large", padded, media_type)
+
+    async def stall(request: web.Request, _handle: Handler) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b" " * 100_000)
+        return await hanging()(request, _handle)
+
+    registry.fault(stall, method="GET", path="/manifests/stalled")
+    resolver = await net.resolver(load_timeout=2.0)
+    asking = [
+        asyncio.create_task(settle(resolver, net.image("public.test", tag=f"stalled-{number}")))
+        for number in range(4)
+    ]
+    await asyncio.sleep(0.5)
+    outcome = await settle(resolver, net.image("public.test", tag="large"), within=0.5)
+    assert isinstance(outcome, Unresolvable)
+    assert digest(await settle(resolver, net.image("public.test", tag="small"))) == small
+    await asyncio.gather(*asking)
+    assert digest(await settle(resolver, net.image("public.test", tag="large"))) == large
+
+
 # Trying again
 
 
