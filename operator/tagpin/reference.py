@@ -15,6 +15,9 @@ DEFAULT_TAG = "latest"
 MAX_PATH = 255
 """Characters of a normalised path, without its domain (reference.go: NameTotalLengthMax)."""
 
+MAX_SHOWN = 300
+"""Characters of a text that a message repeats."""
+
 # ASCII classes are written out: Python's \w and \d know more letters and digits than Go's.
 _HOST_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
@@ -131,7 +134,11 @@ def _split_domain(text: str) -> tuple[str, str]:
     return first, rest
 
 
+def shortened(text: str) -> str:
+    """`text` as a message repeats it: its beginning, where it is longer than MAX_SHOWN."""
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
 def _quoted(text: str) -> str:
     """`text` fit for a message: control characters visible, and short enough to read."""
-    shown = text if len(text) <= MAX_PATH else text[:MAX_PATH] + "…"
-    return repr(shown)
+    return shortened(repr(text if len(text) <= MAX_PATH else text[:MAX_PATH] + "…"))

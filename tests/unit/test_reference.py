@@ -231,3 +231,11 @@ def test_any_text_is_a_digest_or_an_invalid_reference(text: str) -> None:
         assert str(Digest.parse(text)) == text
     except InvalidReference as error:
         str(error).encode()
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000 + "!", "\U000e0001" * 255, "sha256:" + "\x00" * 64])
+def test_a_refusal_repeats_little_of_a_long_text(text: str) -> None:
+    for parse in (Reference.parse, Digest.parse):
+        with pytest.raises(InvalidReference) as error:
+            parse(text)
+        assert len(str(error.value)) < 700

@@ -51,6 +51,9 @@ LARGE_BODY = 64 * 1024
 LARGE_BODIES = 4
 """Bodies of more than LARGE_BODY bytes that are read at once, per trust class."""
 
+MAX_HOST = 253
+"""Characters of a host name (RFC 1035 §2.3.4: 255 octets on the wire)."""
+
 _DOCKER_HUB_HOST = "registry-1.docker.io"
 _TOLD_APART = frozenset({200, 401, 403, 404, 429})
 _RETRIED = frozenset({500, 502, 503, 504, 522})
@@ -488,6 +491,8 @@ def _origin(scheme: str, host: str) -> URL:
     url = URL(f"{scheme}://{host}")
     if not url.host or not url.port or url.raw_path_qs not in ("", "/") or "@" in host:
         raise ValueError(f"no host: {host!r}")
+    if len(url.host) > MAX_HOST:
+        raise ValueError(f"a host of more than {MAX_HOST} characters")
     return url.origin()
 
 

@@ -14,7 +14,7 @@ from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Credential, Keychain, fingerprint
 from tagpin.pinning import Resolution
 from tagpin.pins import Source
-from tagpin.reference import Digest, Reference
+from tagpin.reference import Digest, Reference, shortened
 from tagpin.registry.client import RegistryClient
 from tagpin.registry.flow import Failure, Registry, resolve_tag
 
@@ -147,7 +147,8 @@ class RegistryResolver:
         try:
             registry = self._client.registry(ref.domain)
         except ValueError:
-            message = f"{ref.domain} is no host that could be connected to, in {ref}"
+            host, image = shortened(ref.domain), shortened(ref.text)
+            message = f"{host} is no host that could be connected to, in {image}"
             raise Unresolvable(Reason.INVALID_REFERENCE, message) from None
         identity = fingerprint(self._fingerprint_key, candidates)
         return _Key(registry, ref.path, ref.effective_tag, identity)
@@ -176,5 +177,5 @@ def _unresolvable(failure: Failure, ref: Reference) -> Unresolvable:
     """What the pod's author may know: of a hidden address, only that it cannot be reached."""
     reason = Reason.UNREACHABLE if failure.concealed else failure.reason
     where = "" if ref.text.startswith(ref.domain) else f" in {ref.domain}"
-    message = _SENTENCES[reason].format(image=ref, host=ref.domain, where=where)
+    message = _SENTENCES[reason].format(image=shortened(ref.text), host=ref.domain, where=where)
     return Unresolvable(reason, message)

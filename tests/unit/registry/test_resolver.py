@@ -213,6 +213,23 @@ async def test_nothing_is_known_of_a_host_that_cannot_be(net: Net) -> None:
     assert resolver.last_known(ref, Keychain()) is None
 
 
+@pytest.mark.parametrize(
+    "host", ["a." * 128 + "io", ".".join(["a" * 63] * 4), "a" * 100_000 + ".io"]
+)
+async def test_no_host_has_more_than_253_characters(net: Net, host: str) -> None:
+    outcome = await net.ask(f"{host}/{'a' * 255}:{'b' * 128}")
+    assert reason(outcome) is Reason.INVALID_REFERENCE
+    assert len(str(outcome)) < 700
+
+
+async def test_a_message_is_short_though_the_image_is_as_long_as_can_be(net: Net) -> None:
+    host = ".".join(["a" * 63] * 3 + ["b" * 61])
+    outcome = await net.ask(f"{host}:65535/{'a' * 255}:{'b' * 128}")
+    assert reason(outcome) is Reason.UNREACHABLE
+    assert host in str(outcome)
+    assert len(str(outcome)) < 700
+
+
 async def test_the_last_known_digest_can_be_had_without_asking(net: Net) -> None:
     registry = await net.registry("public.test")
     pushed = registry.push_image("demo/app", "v1")
