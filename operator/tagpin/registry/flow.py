@@ -349,7 +349,11 @@ def _realm(challenge: Challenge, registry: Registry) -> URL:
 
 def _check_place(url: URL, scheme: str, what: str) -> None:
     """Refuse a URL that no honest registry names; which addresses it may lead to, guard knows."""
-    if url.scheme not in ("https", scheme) or not url.raw_host:
+    try:
+        host = url.host  # decodes what begins with xn--
+    except ValueError:
+        raise Failure(Reason.BAD_ANSWER, f"{what} has no valid host") from None
+    if url.scheme not in ("https", scheme) or not host:
         raise Failure(Reason.BAD_ANSWER, f"{what} does not lead to {scheme}")
     if "@" in url.raw_authority:
         raise Failure(Reason.BAD_ANSWER, f"{what} has a user name")
@@ -409,6 +413,8 @@ def _check_manifest(response: Response) -> None:
         raise Failure(Reason.BAD_ANSWER, "the manifest is neither an index nor an image, or both")
     fitting = INDEXES if is_index else IMAGES
     inner = manifest.get("mediaType")
+    if not isinstance(inner, str | None):
+        raise Failure(Reason.BAD_ANSWER, "the manifest's type is no text")
     outer = response.media_type if response.media_type in INDEXES | IMAGES else inner
     # OCI lets the body leave its type out; generic types outside it are those of static hosting.
     if (inner is not None and inner != outer) or (outer is not None and outer not in fitting):

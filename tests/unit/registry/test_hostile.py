@@ -1,0 +1,141 @@
+"""Whatever a registry, a name or a credential holds, an image has a digest or a reason."""
+
+import asyncio
+import itertools
+import json
+from typing import Any
+
+from aiohttp import web
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from fakes.registry import Handler
+from tagpin.errors import Unresolvable
+from tagpin.keychain import InvalidDockerConfig, Keychain
+from tagpin.pinning import Resolution
+from tagpin.reference import Reference
+from tagpin.registry.resolver import RegistryResolver
+
+from .conftest import Net
+
+ANY_TEXT = st.text(st.characters(codec=None), max_size=30)
+# What a server can put on the wire as a header at all.
+HEADER = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=60)
+URLS = st.sampled_from(
+    [
+        "//",
+        "https://",
+        "https://[::1",
+        "https://[fe80::1%25eth0]/",
+        "https://public.test:99999/",
+        "https://xn--/",
+        "https://a..b/",
+        "https://\u0130.test/",
+        f"https://{'a' * 64}.test/",
+        f"https://{'a.' * 200}test/",
+        "https://public.test/%ff%00",
+        "/v2/other",
+        "https://other.test:PORT/",
+        "?",
+    ]
+)
+CHALLENGES = st.one_of(
+    HEADER,
+    st.builds('Bearer realm="{}",service="{}"'.format, URLS | HEADER, HEADER),
+    st.just("Basic realm=x"),
+    st.just('Bearer realm="https://public.test:PORT/token"'),
+    st.just('Bearer realm="https://public.test:PORT/token"'),
+)
+BODIES = st.one_of(
+    st.binary(max_size=60),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["schemaVersion", "mediaType", "manifests", "layers", "token", "expires_in"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=6,
+    ).map(lambda value: json.dumps(value).encode()),
+    st.just(b"[" * 2000),
+)
+ANSWERS = st.tuples(
+    st.sampled_from([200, 200, 200, 204, 206, 301, 307, 401, 401, 403, 404, 429, 500, 799]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "Location": URLS | HEADER,
+            "WWW-Authenticate": CHALLENGES,
+            "Docker-Content-Digest": HEADER | st.just("sha256:" + "a" * 64),
+            "Content-Type": HEADER | st.just("application/vnd.oci.image.index.v1+json"),
+            "Content-Encoding": st.sampled_from(["gzip", "identity", "x"]),
+        },
+    ),
+    BODIES,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["username", "password", "auth"]), ANY_TEXT | st.none() | st.integers()
+)
+LABELS = st.text("aA0-\u00e4", min_size=1, max_size=70)
+HOSTS = st.lists(LABELS, min_size=1, max_size=5).map(".".join)
+PORTS = st.sampled_from(["", ":0", ":443", ":99999", ":" + "9" * 5000])
+
+
+async def settles(resolver: RegistryResolver, image: str, entry: dict[str, Any]) -> None:
+    """Fail where anything but a Resolution or Unresolvable is the outcome."""
+    try:
+        ref = Reference.parse(image)
+        keychain = Keychain.from_docker_config(json.dumps({"auths": {ref.domain: entry}}))
+        outcome = await resolver.resolve(ref, keychain, max_age=0, within=5)
+    except (Unresolvable, InvalidDockerConfig) as error:
+        str(error).encode()
+    else:
+        assert isinstance(outcome, Resolution)
+
+
+async def test_no_answer_and_no_credential_breaks_the_resolver(net: Net) -> None:
+    registry = await net.registry("public.test")
+    resolver = await net.resolver()
+    answers: list[tuple[int, dict[str, str], bytes]] = []
+
+    async def hostile(request: web.Request, _handle: Handler) -> web.StreamResponse:
+        status, headers, body = answers[min(len(registry.requests), len(answers)) - 1]
+        told = {name: value.replace("PORT", str(net.port)) for name, value in headers.items()}
+        return web.Response(status=status, headers=told, body=body)
+
+    registry.fault(hostile, path="/")
+    numbers = itertools.count()
+    loop = asyncio.get_running_loop()
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @example([(200, {}, b'{"mediaType":[],"manifests":[]}')], {})
+    @example([(307, {"Location": "https://xn--/"}, b"")], {})
+    @example([(401, {"WWW-Authenticate": 'Bearer realm="https://xn--/"'}, b"")], {})
+    @example([(401, {"WWW-Authenticate": "Basic"}, b"")], {"username": "\ud800", "password": "x"})
+    @given(st.lists(ANSWERS, min_size=1, max_size=4), FIELDS)
+    def fuzz(given_answers: list[tuple[int, dict[str, str], bytes]], entry: Any) -> None:
+        answers[:] = given_answers
+        registry.requests.clear()
+        net.clock.advance(1000)
+        image = net.image("public.test", repository=f"demo/app{next(numbers)}")
+        asyncio.run_coroutine_threadsafe(settles(resolver, image, entry), loop).result(20)
+
+    await asyncio.to_thread(fuzz)
+
+
+async def test_no_name_breaks_the_resolver(net: Net) -> None:
+    resolver = await net.resolver()
+    loop = asyncio.get_running_loop()
+
+    @settings(max_examples=300, deadline=None)
+    @given(HOSTS, PORTS)
+    def fuzz(host: str, port: str) -> None:
+        image = f"{host}{port}/demo/app:v1"
+        asyncio.run_coroutine_threadsafe(settles(resolver, image, {}), loop).result(20)
+
+    await asyncio.to_thread(fuzz)
