@@ -23,6 +23,8 @@ ANONYMOUS = "anonymous"
 
 MAX_ENTRIES = 200
 """Registries that are read from one docker config."""
+MAX_PATTERNS = 20
+"""Hosts with wildcards among them: each is compared with the host of each image."""
 MAX_SKIPPED = 10
 """Entries of one docker config that are said to be skipped."""
 
@@ -83,11 +85,19 @@ class Keychain:
             raise InvalidDockerConfig("the docker config holds no map of registries")
         entries: list[tuple[str, Credential]] = []
         skipped: list[str] = []
+        patterns = 0
         for location, entry in islice(auths.items(), MAX_ENTRIES):
             try:
-                entries.append((_parse_key(location), _parse_entry(entry)))
+                key, credential = _parse_key(location), _parse_entry(entry)
             except ValueError as error:
                 skipped.append(f"{location[:255]!r}: {error}")
+                continue
+            patterns += _is_pattern(key)
+            if patterns > MAX_PATTERNS and _is_pattern(key):
+                reason = f"only {MAX_PATTERNS} hosts with wildcards are read"
+                skipped.append(f"{location[:255]!r}: {reason}")
+            else:
+                entries.append((key, credential))
         del skipped[MAX_SKIPPED:]
         if len(auths) > MAX_ENTRIES:
             skipped[MAX_SKIPPED - 1 :] = [
@@ -123,6 +133,10 @@ def fingerprint(key: bytes, credentials: Sequence[Credential]) -> str:
         return ANONYMOUS
     identity = json.dumps([[each.username, each.password] for each in credentials])
     return hmac.digest(key, identity.encode(), "sha256").hex()
+
+
+def _is_pattern(key: str) -> bool:
+    return bool(re.search(r"[*?\[\\]", key))
 
 
 def _parse_key(location: str) -> str:

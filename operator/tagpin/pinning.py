@@ -24,8 +24,8 @@ from tagpin.pins import (
     to_annotation,
 )
 from tagpin.policy import Decision, Mode, Rules, decide, leaves_alone
-from tagpin.reference import Digest, Reference
-from tagpin.workload import Image, Pod, shown
+from tagpin.reference import Digest, Reference, shortened
+from tagpin.workload import Image, Pod
 
 MAX_IMAGES = 100
 """Images of one pod that are asked for: whoever creates a pod chooses how many."""
@@ -183,7 +183,7 @@ class Pinner:
             for image, answer in zip(unsettled, answers, strict=True):
                 if isinstance(answer, Exception):  # a fault of ours: it must not end the others
                     faults.append(answer)
-                    message = f"tagpin failed to resolve {shown(image.text)}; its log says why"
+                    message = f"tagpin failed to resolve {shortened(image.text)}; its log says why"
                     settled[image] = Failure(image.text, Reason.BAD_ANSWER, message)
                 elif isinstance(answer, BaseException):
                     raise answer
@@ -426,7 +426,7 @@ def _notices(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str
             yield f"{_reproach(image, pin)}: it {outcome}"
         elif pin.source is Source.STALE:
             yield (
-                f"{image.place}: the registry of {shown(pin.image)} is down: "
+                f"{image.place}: the registry of {shortened(pin.image)} is down: "
                 f"the digest known since {pin.to_json()['resolvedAt']} is used"
             )
 
@@ -436,7 +436,7 @@ def _facts(admission: Admission, settled: Mapping[Image, Pin | Failure]) -> Iter
     if admission.subresource and admission.mode.writes_images:
         for image, pin in settled.items():
             if isinstance(pin, Pin):
-                yield f"{image.place}: {shown(pin.image)} runs as {pin.digest} ({pin.source})"
+                yield f"{image.place}: {shortened(pin.image)} runs as {pin.digest} ({pin.source})"
 
 
 def _previews(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
@@ -444,7 +444,7 @@ def _previews(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[st
     if mode is Mode.AUDIT:
         for image, pin in settled.items():
             if isinstance(pin, Pin) and pin.source is not Source.GIVEN:
-                yield f"{image.place}: {shown(pin.image)} would be pinned to {pin.digest}"
+                yield f"{image.place}: {shortened(pin.image)} would be pinned to {pin.digest}"
 
 
 def _bounded(messages: Sequence[str]) -> tuple[str, ...]:

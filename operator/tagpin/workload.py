@@ -15,9 +15,6 @@ _CONTAINER_LISTS = ("containers", "initContainers", "ephemeralContainers")
 HASH_LABELS = ("pod-template-hash", "rollouts-pod-template-hash", "controller-revision-hash")
 """Labels by which workload controllers name the template of a pod, the first one wins."""
 
-MAX_SHOWN = 300
-"""Characters of an image that messages repeat."""
-
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 NODES_GROUP = "system:nodes"
 
@@ -152,11 +149,6 @@ def display_name(pod: Pod) -> str:
     """What to call the pod in a log or an Event: its name, else what it is generated from."""
     metadata = _mapping(pod.get("metadata"))
     return _text(metadata.get("name")) or _text(metadata.get("generateName")) or "(unnamed)"
-
-
-def shown(text: str) -> str:
-    """An image as its author wrote it, short enough for a message."""
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def uid(pod: Pod) -> str | None:

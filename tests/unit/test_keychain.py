@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tagpin.keychain import (
     ANONYMOUS,
+    MAX_PATTERNS,
     Credential,
     InvalidDockerConfig,
     Keychain,
@@ -291,3 +292,14 @@ def test_large_configs_are_searched_quickly(key: str) -> None:
     for image in images:
         keys.candidates(image)
     assert time.process_time() - started < 0.5
+
+
+def test_only_so_many_hosts_with_wildcards_are_read() -> None:
+    auths = {f"*a{i}.test": {"username": "u", "password": "p"} for i in range(MAX_PATTERNS + 3)}
+    auths["plain.test"] = {"username": "u", "password": "p"}
+
+    keychain = Keychain.from_docker_config(json.dumps({"auths": auths}))
+
+    assert len(keychain.entries) == MAX_PATTERNS + 1
+    assert len(keychain.skipped) == 3
+    assert "only 20 hosts with wildcards are read" in keychain.skipped[0]

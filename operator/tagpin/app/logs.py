@@ -12,6 +12,7 @@ import orjson
 from tagpin import workload
 from tagpin.pinning import Admission, Verdict
 from tagpin.pins import Failure
+from tagpin.reference import shortened
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "settings"}
 
@@ -89,7 +90,7 @@ def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None
 
 
 def _shortened(entry: dict[str, str]) -> dict[str, str]:
-    return entry | {"image": workload.shown(entry["image"])}
+    return entry | {"image": shortened(entry["image"])}
 
 
 def _time(record: logging.LogRecord) -> str:

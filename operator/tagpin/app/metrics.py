@@ -75,7 +75,7 @@ class Metrics:
         )
         self.registry_requests = Counter(
             "tagpin_registry_requests",
-            "Requests to registries; code is a status, or why none came.",
+            "Requests to registries; code is a status or its class, or why none came.",
             ["registry", "method", "code"],
             registry=self._registry,
         )

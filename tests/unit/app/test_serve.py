@@ -6,7 +6,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,21 +146,28 @@ def ports(unused_tcp_port_factory: Any) -> tuple[int, int]:
     return unused_tcp_port_factory(), unused_tcp_port_factory()
 
 
-@pytest.mark.parametrize("status", [None, 200, 401, 403, 404, 500])
 async def test_a_mounted_certificate_is_enough_to_serve_whatever_the_api_server_says(
-    tmp_path: Path, ports: tuple[int, int], unused_tcp_port: int, status: int | None
+    tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
 ) -> None:
-    async with (
-        api_server(unused_tcp_port, status) as api,
-        serving(tmp_path, ports, api) as replica,
-    ):
-        await replica.until_ready()
-        await asyncio.sleep(0.5)  # for what would end it a moment later
+    async def serves(status: int | None) -> None:
+        folder = tmp_path / str(status)
+        folder.mkdir()
+        ports = unused_tcp_port_factory(), unused_tcp_port_factory()
+        async with (
+            api_server(unused_tcp_port_factory(), status) as api,
+            serving(folder, ports, api) as replica,
+        ):
+            await replica.until_ready()
+            await asyncio.sleep(0.5)  # for what would end it a moment later
 
-        answer, _ = await replica.review()
+            answer, _ = await replica.review()
 
-        assert answer["allowed"] is True
-        assert replica.process.returncode is None
+            assert answer["allowed"] is True, status
+            assert replica.process.returncode is None, status
+
+    async with asyncio.TaskGroup() as replicas:
+        for status in (None, 200, 401, 403, 404, 500):
+            replicas.create_task(serves(status))
 
 
 async def test_on_sigterm_it_is_not_ready_but_answers_and_then_ends_well(
