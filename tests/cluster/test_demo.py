@@ -34,7 +34,7 @@ def test_it_shows_what_a_person_would_type_and_see(ended: Ended) -> None:
     assert "pin.tagpin.dev/pins:" in ended.output
 
 
-@pytest.mark.parametrize("moment", ["etcd", "tagpin, from manifests/base", "rollout restart"])
+@pytest.mark.parametrize("moment", ["etcd", "rollout restart"])
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, moment: str) -> None:
     require_programs(*PROGRAMS)
     process = DemoProcess(tmp_path, "--real")
