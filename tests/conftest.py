@@ -18,7 +18,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if report.when == "call" and report.nodeid.startswith("tests/cluster/")
     ]
     skipped = Counter(
-        report.longrepr[2] if isinstance(report.longrepr, tuple) else "no reason was given"
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        if isinstance(report.longrepr, tuple)
+        else "no reason was given"
         for report in reports["skipped"]
     )
     terminalreporter.write_line(f"{len(ran)} cluster tests ran")
