@@ -29,7 +29,9 @@ Pod = dict[str, Any]
 def installed(control_plane: ControlPlane) -> Iterator[None]:
     control_plane.kubectl("apply", "-k", BASE, "--validate=strict")
     yield
-    control_plane.kubectl("delete", "-k", BASE, "--ignore-not-found", "--timeout=90s")
+    # The rest disturbs nobody, and a namespace takes seconds to go.
+    control_plane.kubectl("delete", "mutatingwebhookconfiguration/tagpin")
+    control_plane.kubectl("delete", "secret/tagpin-tls", "-n", SYSTEM)
 
 
 @pytest.mark.usefixtures("installed")
@@ -316,7 +318,7 @@ def recorder(control_plane: ControlPlane) -> Iterator[Recorder]:
         mode_of_kube_system = ("label", "namespace", "kube-system")
         try:
             control_plane.kubectl(*mode_of_kube_system, "tagpin.dev/mode=pin")
-            control_plane.kubectl("create", "-f", "-", "--validate=strict", input=manifest)
+            control_plane.kubectl("apply", "-f", "-", "--validate=strict", input=manifest)
             for name in NAMESPACES:
                 wait = ("wait", "serviceaccount/default", "-n", name)
                 control_plane.kubectl(*wait, "--for=create", "--timeout=30s")
@@ -327,12 +329,10 @@ def recorder(control_plane: ControlPlane) -> Iterator[Recorder]:
             yield recorder
         finally:
             control_plane.kubectl(*mode_of_kube_system, "tagpin.dev/mode-")
-            control_plane.kubectl(
-                *("delete", "-f", "-", "--ignore-not-found", "--wait=false"), input=manifest
-            )
-            # The others may go in their own time; this name is used again.
-            gone = ("wait", "--for=delete", f"namespace/{SYSTEM}", "--timeout=60s")
-            control_plane.kubectl(*gone)
+            control_plane.kubectl("label", "namespace", SYSTEM, "tagpin.dev/mode-")
+            control_plane.kubectl("delete", "mutatingwebhookconfiguration/tagpin")
+            others = [name for name in NAMESPACES if name != SYSTEM]
+            control_plane.kubectl("delete", "namespace", *others, "--wait=false")
 
 
 def errors_of_conditions(control_plane: ControlPlane) -> list[str]:
