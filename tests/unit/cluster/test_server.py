@@ -364,6 +364,7 @@ async def test_large_reviews_are_taken_in_a_few_at_a_time(webhook: Webhook) -> N
 
     assert (await webhook.review("/pin"))["allowed"] is True
     assert not any(post.done() for post in posts)
+    assert webhook.server._large.locked()
 
     assert [status for status, _, _ in await asyncio.gather(*posts)] == [200] * 3
     assert len(webhook.decisions) == 4
