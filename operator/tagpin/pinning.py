@@ -4,33 +4,22 @@ The Protocols that it needs are here too; `registry` and `cluster` implement the
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 from tagpin import workload
 from tagpin.errors import InvalidReference, Reason, Unresolvable
 from tagpin.keychain import Keychain
-from tagpin.pins import (
-    PINS_ANNOTATION,
-    PREFIX,
-    Failure,
-    Pin,
-    Source,
-    from_annotation,
-    operations,
-    to_annotation,
-)
-from tagpin.policy import Decision, Mode, Rules, decide, leaves_alone
+from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation
+from tagpin.policy import Decision, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference, shortened
-from tagpin.workload import Image, Pod
+from tagpin.verdict import Admission, Result, Verdict, draw
+from tagpin.workload import Image
 
 MAX_IMAGES = 100
 """Images of one pod that are asked for: whoever creates a pod chooses how many."""
-MAX_TOLD = 20
-"""Images of one pod that messages name one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,60 +66,6 @@ class PullSecrets(Protocol):
         Never raises for what it can't read: a remark says so, as the kubelet's Event would.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """One pod on its way into the cluster, as the API server shows it."""
-
-    mode: Mode
-    operation: Literal["CREATE", "UPDATE"]
-    namespace: str
-    pod: Pod
-    old: Pod = field(default_factory=dict)
-    subresource: str = ""
-    groups: tuple[str, ...] = ()
-    """The groups of whoever sent the pod."""
-    dry_run: bool = False
-
-
-class Result(StrEnum):
-    """What became of a pod: a closed set, for logs, metrics and the audit log."""
-
-    UNTOUCHED = "untouched"
-    PINNED = "pinned"
-    UNPINNED = "unpinned"
-    AUDITED = "audited"
-    REFUSED = "refused"
-    BROKEN = "broken"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer: what to write, what to say, and to whom."""
-
-    result: Result
-    pins: Mapping[str, Pin | Failure] = field(default_factory=dict)
-    """What was done about the images that this call was about, by name."""
-    operations: Sequence[Mapping[str, Any]] = ()
-    """RFC 6902 operations; empty where the pod is refused."""
-    message: str = ""
-    """Why the pod is refused, naming every bad image."""
-    warnings: tuple[str, ...] = ()
-    """For whoever runs kubectl."""
-    notices: tuple[str, ...] = ()
-    """What is wrong, for an Event on the workload; nobody sees the warnings of its pods."""
-    facts: tuple[str, ...] = ()
-    """What is recorded by an Event on the pod, since it is recorded nowhere else."""
-    audit: Mapping[str, str] = field(default_factory=dict)
-    """For the cluster's audit log."""
-    faults: tuple[Exception, ...] = ()
-    """What must not have happened: for the log, and for whoever maintains tagpin."""
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the pod may enter."""
-        return self.result is not Result.REFUSED
 
 
 class Pinner:
@@ -190,7 +125,7 @@ class Pinner:
                 else:
                     settled[image] = answer
         in_order = {image: settled[image] for image in subjects if image in settled}
-        return replace(_verdict(admission, in_order, access.remarks), faults=tuple(faults))
+        return replace(draw(admission, in_order, access.remarks), faults=tuple(faults))
 
     def _parse(
         self,
@@ -270,17 +205,6 @@ class Pinner:
         return pin if claim == pin else _kept(claim, replace(pin, source=Source.CACHE))
 
 
-def broken(mode: Mode) -> Verdict:
-    """The answer where tagpin itself failed: the mode decides, as for an image."""
-    message = "tagpin failed to decide about this pod; its log says why"
-    result = Result.REFUSED if mode.refuses else Result.BROKEN
-    audit = {"mode": mode.value, "result": result.value}
-    if mode.refuses:
-        return Verdict(result, message=message, notices=(message,), audit=audit)
-    notice = f"{message}; it runs as written"
-    return Verdict(result, warnings=(notice,), notices=(notice,), audit=audit)
-
-
 def _subjects(admission: Admission) -> tuple[Image, ...]:
     """The images that this call is about: an unrelated update must never restart a container."""
     if admission.operation == "UPDATE":
@@ -301,13 +225,13 @@ def _restorable(admission: Admission) -> dict[str, Pin]:
         for image in workload.images(admission.old)
         if isinstance(pin := record.get(image.name), Pin)
         and pin.source is not Source.GIVEN
-        and image.text == _pinned_text(pin)
+        and image.text == pin.pinned
     }
 
 
 def _claims(claim: object, image: Image) -> bool:
     """Whether a record says how the digest of this image got behind a tag."""
-    return isinstance(claim, Pin) and image.text == _pinned_text(claim)
+    return isinstance(claim, Pin) and image.text == claim.pinned
 
 
 def _pin(text: str, resolution: Resolution) -> Pin:
@@ -320,138 +244,3 @@ def _kept(claim: Pin | Failure | None, pin: Pin) -> Pin:
     if pin.source is Source.CACHE and claim == replace(pin, source=Source.REGISTRY):
         return replace(pin, source=Source.REGISTRY)
     return pin
-
-
-def _pinned_text(pin: Pin) -> str:
-    return f"{pin.image}@{pin.digest}"
-
-
-def _verdict(
-    admission: Admission, settled: Mapping[Image, Pin | Failure], remarks: tuple[str, ...]
-) -> Verdict:
-    """Everything that there is to say about the images of one pod."""
-    mode = admission.mode
-    failures = {image: pin for image, pin in settled.items() if isinstance(pin, Failure)}
-    pins = {image.name: pin for image, pin in settled.items()}
-    if failures and mode.refuses:
-        message = _refusal(failures, remarks)
-        audit = _audit(admission, pins, Result.REFUSED)
-        return Verdict(Result.REFUSED, pins, message=message, notices=(message,), audit=audit)
-    images = {
-        image.pointer: _pinned_text(pin)
-        for image, pin in settled.items()
-        if mode.writes_images
-        and isinstance(pin, Pin)
-        and pin.source is not Source.GIVEN
-        and image.text == pin.image
-    }
-    if mode is Mode.AUDIT:
-        result = Result.AUDITED
-    elif failures:
-        result = Result.UNPINNED
-    else:
-        result = Result.PINNED if images else Result.UNTOUCHED
-    notices = _bounded(list(_notices(mode, settled))) + (remarks if failures else ())
-    return Verdict(
-        result,
-        pins,
-        operations=operations(admission.pod, images, _annotations(admission, pins)),
-        warnings=notices + _bounded(list(_previews(mode, settled))),
-        notices=notices,
-        facts=_bounded(list(_facts(admission, settled))),
-        audit=_audit(admission, pins, result),
-    )
-
-
-def _annotations(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dict[str, str | None]:
-    """What must become of every `tagpin.dev/` annotation.
-
-    On UPDATE those of the old pod stand; on CREATE nothing that came along does. The API
-    server drops changes of metadata on `pods/ephemeralcontainers`.
-    """
-    if admission.subresource:
-        return {}
-    old = workload.annotations(admission.old)
-    ours = [
-        key for key in (*workload.annotations(admission.pod), *old) if str(key).startswith(PREFIX)
-    ]
-    wanted: dict[str, str | None] = {key: old.get(key) for key in ours}
-    before = from_annotation(old.get(PINS_ANNOTATION))
-    record = {**before, **pins}
-    if record != before:  # or a record that another version wrote stays as it is
-        wanted[PINS_ANNOTATION] = to_annotation(record)
-    return wanted
-
-
-def _audit(
-    admission: Admission, pins: Mapping[str, Pin | Failure], result: Result
-) -> dict[str, str]:
-    """What this call did, for the cluster's audit log.
-
-    The API server never overwrites an audit annotation, so a second pass has keys of its own.
-    """
-    audit = {"mode": admission.mode.value, "result": result.value}
-    if pins:
-        audit["pins"] = to_annotation(pins)
-    if revision := workload.revision(admission.pod):
-        audit["revision"] = str(revision)
-    if _is_reinvoked(admission, pins):
-        return {f"reinvoked-{key}": value for key, value in audit.items()}
-    return audit
-
-
-def _is_reinvoked(admission: Admission, pins: Mapping[str, Pin | Failure]) -> bool:
-    """Whether the pod brings the record of an earlier pass of this very request."""
-    record = workload.annotations(admission.pod).get(PINS_ANNOTATION)
-    if record == workload.annotations(admission.old).get(PINS_ANNOTATION):
-        return False
-    claims = from_annotation(record)
-    return any(
-        name in claims and claims[name].to_json() == pin.to_json() for name, pin in pins.items()
-    )
-
-
-def _refusal(failures: Mapping[Image, Failure], remarks: tuple[str, ...]) -> str:
-    count = "1 image" if len(failures) == 1 else f"{len(failures)} images"
-    reasons = [_reproach(image, failure) for image, failure in failures.items()]
-    first, *others = _bounded(reasons)
-    return "; ".join([f"{count} cannot be pinned: {first}", *others, *remarks])
-
-
-def _notices(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
-    """What is not as it should be, for the user and for the workload."""
-    for image, pin in settled.items():
-        if isinstance(pin, Failure):
-            outcome = "runs as written, unpinned" if mode.writes_images else "could not be pinned"
-            yield f"{_reproach(image, pin)}: it {outcome}"
-        elif pin.source is Source.STALE:
-            yield (
-                f"{image.place}: the registry of {shortened(pin.image)} is down: "
-                f"the digest known since {pin.to_json()['resolvedAt']} is used"
-            )
-
-
-def _facts(admission: Admission, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
-    """What only an Event can tell: the API server keeps no annotations for `kubectl debug`."""
-    if admission.subresource and admission.mode.writes_images:
-        for image, pin in settled.items():
-            if isinstance(pin, Pin):
-                yield f"{image.place}: {shortened(pin.image)} runs as {pin.digest} ({pin.source})"
-
-
-def _previews(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str]:
-    """What `audit` would have done."""
-    if mode is Mode.AUDIT:
-        for image, pin in settled.items():
-            if isinstance(pin, Pin) and pin.source is not Source.GIVEN:
-                yield f"{image.place}: {shortened(pin.image)} would be pinned to {pin.digest}"
-
-
-def _bounded(messages: Sequence[str]) -> tuple[str, ...]:
-    """The first of them, and how many more there are."""
-    more = len(messages) - MAX_TOLD
-    return (*messages[:MAX_TOLD], *([f"and {more} more"] if more > 0 else []))
-
-
-def _reproach(image: Image, failure: Failure) -> str:
-    return f"{image.place}: {failure.message} ({failure.reason})"

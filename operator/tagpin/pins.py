@@ -40,6 +40,11 @@ class Pin:
     source: Source
     resolved_at: datetime | None = None
 
+    @property
+    def pinned(self) -> str:
+        """What the pod is to have: the author's text, `@` and the digest."""
+        return f"{self.image}@{self.digest}"
+
     def to_json(self) -> dict[str, str]:
         """The entry of the annotation."""
         entry = {"image": self.image, "digest": str(self.digest), "source": self.source.value}

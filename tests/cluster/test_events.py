@@ -13,8 +13,8 @@ from cluster.controlplane import ControlPlane
 from fakes.clock import FakeClock
 from tagpin.cluster.api import connect, disconnect
 from tagpin.cluster.events import MAX_NOTE, MAX_PER_NAMESPACE, QUIET, EventRecorder
-from tagpin.pinning import Admission, Result, Verdict
 from tagpin.policy import Mode
+from tagpin.verdict import Admission, Result, Verdict
 
 NUMBERS = itertools.count()
 OWNER = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tagpin.errors import Reason
-from tagpin.pinning import Result
 from tagpin.pins import Source
 from tagpin.settings import Registry, Settings
+from tagpin.verdict import Result
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()

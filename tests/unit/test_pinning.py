@@ -17,19 +17,11 @@ from fakes.resolver import HANGS, FakePullSecrets, FakeResolver, digest_of
 from tagpin import workload
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Credential, Keychain
-from tagpin.pinning import (
-    MAX_IMAGES,
-    MAX_TOLD,
-    Access,
-    Admission,
-    Pinner,
-    Result,
-    Verdict,
-    broken,
-)
+from tagpin.pinning import MAX_IMAGES, Access, Pinner
 from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation, to_annotation
 from tagpin.policy import Mode, Rules
 from tagpin.reference import Digest
+from tagpin.verdict import MAX_TOLD, Admission, Result, Verdict, broken
 
 NGINX = digest_of("docker.io/library/nginx:1.25")
 REDIS = digest_of("docker.io/library/redis:7")

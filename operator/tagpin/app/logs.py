@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from tagpin import workload
-from tagpin.pinning import Admission, Verdict
 from tagpin.pins import Failure
 from tagpin.reference import shortened
+from tagpin.verdict import Admission, Verdict
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "settings"}
 

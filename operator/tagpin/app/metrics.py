@@ -13,9 +13,9 @@ from prometheus_client import (
 
 from tagpin import __version__
 from tagpin.cache import Use
-from tagpin.pinning import Admission, Verdict
 from tagpin.pins import Failure
 from tagpin.registry.client import Exchange
+from tagpin.verdict import Admission, Verdict
 
 KNOWN = (
     "docker.io",

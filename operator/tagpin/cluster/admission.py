@@ -9,8 +9,9 @@ from typing import Any
 import kopf
 
 from tagpin.cluster.server import exchange
-from tagpin.pinning import Admission, Pinner, Verdict, broken
+from tagpin.pinning import Pinner
 from tagpin.policy import Mode
+from tagpin.verdict import Admission, Verdict, broken
 
 PATHS = tuple(mode.value for mode in Mode)
 """Ids of the handlers, and so the paths that the API server calls: the path is the mode."""

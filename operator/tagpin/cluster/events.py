@@ -19,7 +19,7 @@ from kubernetes.aio.client import (
 from tagpin import workload
 from tagpin.cluster.api import asking
 from tagpin.errors import ClusterError
-from tagpin.pinning import Admission, Verdict
+from tagpin.verdict import Admission, Verdict
 
 QUIET = 300.0
 """Seconds for which the same Event on the same object is not written again."""

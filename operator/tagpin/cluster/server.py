@@ -23,7 +23,7 @@ from aiohttp import web
 from kopf._core.engines.admission import WebhookError
 
 from tagpin.errors import BadReview
-from tagpin.pinning import Verdict
+from tagpin.verdict import Verdict
 
 MAX_BODY = 8 * 2**20
 """Bytes of a review: etcd's 1.5 MiB twice over, as JSON, with room."""

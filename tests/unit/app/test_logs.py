@@ -8,9 +8,9 @@ import pytest
 
 from tagpin.app.logs import JsonLines, Text, log_decision
 from tagpin.errors import Reason
-from tagpin.pinning import Admission, Result, Verdict
 from tagpin.pins import Failure
 from tagpin.policy import Mode
+from tagpin.verdict import Admission, Result, Verdict
 
 POD: dict[str, Any] = {
     "metadata": {

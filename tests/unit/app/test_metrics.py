@@ -4,11 +4,11 @@ import re
 
 from tagpin.app.metrics import Metrics
 from tagpin.errors import Reason
-from tagpin.pinning import Admission, Result, Verdict
 from tagpin.pins import Failure, Pin, Source
 from tagpin.policy import Mode
 from tagpin.reference import Digest
 from tagpin.registry.client import Exchange
+from tagpin.verdict import Admission, Result, Verdict
 
 ADMISSION = Admission(mode=Mode.PIN, operation="CREATE", namespace="shop", pod={})
 DIGEST = Digest.parse("sha256:" + "1" * 64)

@@ -29,10 +29,11 @@ from tagpin.cluster.server import MAX_BODY, WebhookServer
 from tagpin.cluster.tls import LiveContext
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Keychain
-from tagpin.pinning import Access, Admission, Pinner, Resolution, Verdict
+from tagpin.pinning import Access, Pinner, Resolution
 from tagpin.pins import Source
 from tagpin.policy import Rules
 from tagpin.reference import Digest, Reference
+from tagpin.verdict import Admission, Verdict
 
 DIGEST = Digest.parse("sha256:" + "1" * 64)
 WHEN = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
