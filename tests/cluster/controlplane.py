@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -44,6 +44,9 @@ PROGRAMS = (
 # Far above what one machine can do: a limit of the client would be measured instead of the server.
 UNLIMITED = ("--kube-api-qps=5000", "--kube-api-burst=10000")
 
+# In bytes. At level Metadata the events here have about 1500.
+LONGEST_AUDIT_EVENT = 1 << 20
+
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -54,6 +57,19 @@ AUDIT_POLICY = {
 
 class KubectlError(Exception):
     """kubectl ended with an error; the message is what it said."""
+
+
+class ApiRequest(NamedTuple):
+    """A request that the API server answered, as its audit log has it."""
+
+    verb: str
+    resource: str
+    """As in RBAC: `pods`, `pods/status`."""
+    namespace: str
+    name: str
+    """Empty for lists and watches, and where the API server chose the name of what it created."""
+    code: int
+    """The HTTP status of the answer."""
 
 
 class ControlPlane:
@@ -197,13 +213,56 @@ class ControlPlane:
         finally:
             connection.close()
 
-    def audit_events(self) -> list[dict[str, Any]]:
-        """The audit log so far: an event per request, at level Metadata, written before the answer.
+    def add_node(self, name: str) -> None:
+        """Add a node like the others; it is ready when kwok has seen it, a moment later."""
+        self.kubectl("create", "-f", "-", input=json.dumps(_node(name)))
 
+    def remove_node(self, name: str) -> None:
+        """Remove a node and the pods on it.
+
+        The controllers would take a minute for that: they wait for a node to come back.
+        """
+        self.kubectl("delete", "node", name)
+        here = f"--field-selector=spec.nodeName={name}"
+        self.kubectl("delete", "pods", "-A", here, "--grace-period=0", "--force")
+
+    # What it was asked
+
+    def audit_mark(self) -> int:
+        """Where the audit log ends by now, for `audit_events(since=…)`."""
+        with self._audit_log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(0, end - LONGEST_AUDIT_EVENT))
+            _, _, incomplete = log.read().rpartition(b"\n")
+            return log.tell() - len(incomplete)
+
+    def audit_events(self, since: int = 0) -> list[dict[str, Any]]:
+        """The audit log from a mark on: an event per request, written before the answer.
+
+        Its level is Metadata. The log of a whole session is long: whoever knows where to begin
+        takes an `audit_mark` there.
         https://kubernetes.io/docs/reference/config-api/apiserver-audit.v1/
         """
-        complete, _, _ = self._audit_log.read_bytes().rpartition(b"\n")
+        with self._audit_log.open("rb") as log:
+            log.seek(since)
+            complete, _, _ = log.read().rpartition(b"\n")
         return [json.loads(line) for line in complete.splitlines()]
+
+    def requests_of(
+        self, user: str, *, resource: str | None = None, since: int = 0
+    ) -> list[ApiRequest]:
+        """What a user asked for, of one resource (such as "pods/status") or of all, from a mark on.
+
+        In the order of the answers; a watch is there as soon as it has begun, and once.
+        """
+        events = {
+            # What lasts is told of when it begins and when it ends.
+            event["auditID"]: event
+            for event in self.audit_events(since)
+            if event["user"]["username"] == user and "objectRef" in event
+        }
+        requests = map(_api_request, events.values())
+        return [each for each in requests if resource in (None, each.resource)]
 
     # How it starts
 
@@ -353,6 +412,17 @@ def _answers(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _api_request(event: dict[str, Any]) -> ApiRequest:
+    asked = event["objectRef"]
+    return ApiRequest(
+        event["verb"],
+        "/".join(asked[part] for part in ("resource", "subresource") if asked.get(part)),
+        asked.get("namespace", ""),
+        asked.get("name", ""),
+        event["responseStatus"]["code"],
+    )
 
 
 def _node(name: str) -> dict[str, Any]:

@@ -54,6 +54,15 @@ class Store:
         digest = self.pusher.push_index(repository, tag, [f"{image} {n}" for n in range(platforms)])
         return Pushed(f"{self.host}/{image}", digest)
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The registry does not run for as long as a context lasts; its images stay."""
+        self.registry.stop()
+        try:
+            yield
+        finally:
+            self.registry.start()
+
     def questions(self, repository: str) -> list[str]:
         """Which tags of a repository were asked for, in a request each."""
         asked = [

@@ -2,7 +2,24 @@
 
 import json
 
-from cluster.controlplane import ControlPlane
+import pytest
+
+from cluster.controlplane import ApiRequest, ControlPlane
+from cluster.namespaces import (
+    NewNamespace,
+    Object,
+    cron_job,
+    daemon_set,
+    deployment,
+    eventually,
+    images,
+    job,
+    replica_set,
+    stateful_set,
+)
+
+IMAGE = "registry.test/app:1"
+NEWER = "registry.test/app:2"
 
 
 def test_a_deployment_rolls_out(control_plane: ControlPlane) -> None:
@@ -15,6 +32,135 @@ def test_a_deployment_rolls_out(control_plane: ControlPlane) -> None:
 def test_a_job_completes(control_plane: ControlPlane) -> None:
     control_plane.kubectl("create", "job", "once", "--image=registry.test/once:1")
     control_plane.kubectl("wait", "job/once", "--for=condition=complete", "--timeout=60s")
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        pytest.param(deployment("web", {"app": IMAGE}, replicas=2), id="Deployment"),
+        pytest.param(stateful_set("web", {"app": IMAGE}, replicas=2), id="StatefulSet, in order"),
+        pytest.param(
+            stateful_set("web", {"app": IMAGE}, replicas=2, podManagementPolicy="Parallel"),
+            id="StatefulSet, at once",
+        ),
+        pytest.param(daemon_set("web", {"app": IMAGE}), id="DaemonSet"),
+    ],
+)
+def test_workloads_roll_out_and_back(new_namespace: NewNamespace, workload: Object) -> None:
+    namespace = new_namespace()
+    name = f"{workload['kind'].lower()}/web"
+
+    def running() -> set[str]:
+        namespace.wait_for_rollout(name)
+        # Old pods may still be on their way out when the rollout is done.
+        pods = eventually(
+            lambda: namespace.pods("app=web"),
+            lambda found: len({revision(pod) for pod in found}) == 1,
+        )
+        return {images(pod)["app"] for pod in pods}
+
+    namespace.create(workload)
+    assert running() == {IMAGE}
+    namespace.kubectl("set", "image", name, f"app={NEWER}")
+    assert running() == {NEWER}
+    before = {pod["metadata"]["uid"] for pod in namespace.pods("app=web")}
+    namespace.kubectl("rollout", "restart", name)
+    assert running() == {NEWER}
+    assert before.isdisjoint(pod["metadata"]["uid"] for pod in namespace.pods("app=web"))
+    namespace.kubectl("rollout", "undo", name, "--to-revision=1")
+    assert running() == {IMAGE}
+
+
+def revision(pod: Object) -> str:
+    labels = pod["metadata"]["labels"]
+    return str(labels.get("pod-template-hash") or labels["controller-revision-hash"])
+
+
+def test_a_replica_set_belongs_to_the_owner_that_it_is_given(new_namespace: NewNamespace) -> None:
+    namespace = new_namespace()
+    namespace.kubectl("create", "configmap", "rollout")
+    owner = namespace.get("configmaps/rollout")
+    labels = {"rollouts-pod-template-hash": "abc"}
+    namespace.create(replica_set("web-abc", {"app": IMAGE}, labels=labels, owner=owner))
+
+    (pod,) = eventually(lambda: namespace.pods("rollouts-pod-template-hash=abc"), bool)
+
+    assert pod["metadata"]["ownerReferences"][0]["name"] == "web-abc"
+    namespace.kubectl("delete", "configmap", "rollout")
+    eventually(lambda: namespace.find("replicasets", "apis/apps/v1"), lambda found: not found)
+
+
+def test_a_new_node_gets_a_pod_of_a_daemon_set(
+    control_plane: ControlPlane, new_namespace: NewNamespace
+) -> None:
+    namespace = new_namespace()
+    namespace.create(daemon_set("agent", {"app": IMAGE}))
+    namespace.wait_for_rollout("daemonset/agent")
+
+    control_plane.add_node("node-new")
+    try:
+        four = eventually(lambda: nodes(namespace.pods("app=agent")), lambda on: len(on) == 4)
+    finally:
+        control_plane.remove_node("node-new")
+
+    assert "node-new" in four
+    eventually(lambda: nodes(namespace.pods("app=agent")), lambda on: on == four - {"node-new"})
+
+
+def nodes(running: list[Object]) -> set[str]:
+    return {pod["spec"]["nodeName"] for pod in running if pod["status"]["phase"] == "Running"}
+
+
+def test_the_pods_of_a_job_come_one_after_the_other(new_namespace: NewNamespace) -> None:
+    namespace = new_namespace()
+    namespace.create(job("twice", {"app": IMAGE}, completions=2))
+    namespace.kubectl("wait", "job/twice", "--for=condition=complete", "--timeout=60s")
+    assert len(namespace.pods("app=twice")) == 2
+
+
+def test_a_cron_job_runs_by_hand(new_namespace: NewNamespace) -> None:
+    namespace = new_namespace()
+    namespace.create(cron_job("nightly", {"app": IMAGE}))
+    namespace.kubectl("create", "job", "nightly-1", "--from=cronjob/nightly")
+    namespace.kubectl("wait", "job/nightly-1", "--for=condition=complete", "--timeout=60s")
+    (made,) = namespace.find("jobs", "apis/batch/v1")
+    assert made["metadata"]["ownerReferences"][0]["name"] == "nightly"
+
+
+def test_a_job_whose_pod_fails_makes_another(new_namespace: NewNamespace) -> None:
+    namespace = new_namespace()
+    held = {"schedulingGates": [{"name": "tagpin.test/hold"}]}
+    namespace.create(job("flaky", {"app": IMAGE}, pod_spec=held, backoffLimit=1))
+    (first,) = eventually(lambda: namespace.pods("app=flaky"), bool)
+
+    namespace.fail_pod(first["metadata"]["name"])
+
+    pods = eventually(
+        lambda: namespace.pods("app=flaky"), lambda found: len(found) == 2, seconds=30
+    )
+    assert sorted(pod["status"]["phase"] for pod in pods) == ["Failed", "Pending"]
+
+
+def test_an_image_id_that_is_reported_stays(new_namespace: NewNamespace) -> None:
+    namespace = new_namespace()
+    namespace.create(deployment("web", {"app": IMAGE, "side": IMAGE}))
+    namespace.wait_for_rollout("deployment/web")
+    (running,) = namespace.pods("app=web")
+    assert image_ids(running) == {"app": "", "side": ""}
+    name = running["metadata"]["name"]
+    reported = f"registry.test/app@sha256:{'a' * 64}"
+
+    namespace.report_image_ids(name, {"app": reported})
+    namespace.kubectl("label", "pod", name, "kwok=look")  # it has a reason to look at the pod again
+    namespace.create(deployment("later", {"app": IMAGE}))
+    namespace.wait_for_rollout("deployment/later")  # and has looked at what came later
+
+    assert image_ids(namespace.pod(name)) == {"app": reported, "side": ""}
+    assert namespace.pod(name)["status"]["phase"] == "Running"
+
+
+def image_ids(pod: Object) -> dict[str, str]:
+    return {each["name"]: each["imageID"] for each in pod["status"]["containerStatuses"]}
 
 
 def test_kubectl_debug_adds_an_ephemeral_container(control_plane: ControlPlane) -> None:
@@ -37,6 +183,40 @@ def test_the_audit_log_names_who_did_what(control_plane: ControlPlane) -> None:
     ]
     assert event["user"]["username"] == "admin"
     assert event["responseStatus"]["code"] == 201
+
+
+def test_the_audit_log_can_be_read_from_a_mark_on(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("create", "configmap", "before")
+    mark = control_plane.audit_mark()
+    control_plane.kubectl("create", "configmap", "after")
+
+    names = [each.get("objectRef", {}).get("name") for each in control_plane.audit_events(mark)]
+
+    assert "after" in names
+    assert "before" not in names
+    assert control_plane.audit_events()[0] not in control_plane.audit_events(mark)
+
+
+def test_what_a_user_asked_for_is_counted(
+    control_plane: ControlPlane, new_namespace: NewNamespace
+) -> None:
+    namespace = new_namespace()
+    config = control_plane.kubeconfig("auditor", ["system:masters"])
+    mark = control_plane.audit_mark()
+    for arguments in (
+        ["create", "configmap", "one"],
+        ["get", "configmap", "two"],
+        ["get", "configmaps", "--watch", "--request-timeout=1s"],
+    ):
+        namespace.kubectl(*arguments, kubeconfig=config, check=False)
+
+    assert control_plane.requests_of("auditor", resource="configmaps", since=mark) == [
+        ApiRequest("create", "configmaps", namespace.name, "one", 201),
+        ApiRequest("get", "configmaps", namespace.name, "two", 404),
+        ApiRequest("list", "configmaps", namespace.name, "", 200),
+        ApiRequest("watch", "configmaps", namespace.name, "", 200),
+    ]
+    assert control_plane.requests_of("auditor", resource="secrets", since=mark) == []
 
 
 def test_an_ordinary_user_may_do_what_was_granted(control_plane: ControlPlane) -> None:
