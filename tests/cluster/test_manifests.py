@@ -18,6 +18,7 @@ from cluster.controlplane import ControlPlane
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BASE = str(MANIFESTS / "base")
+CRD = str(MANIFESTS / "crd")
 KIND = str(MANIFESTS / "overlays" / "kind")
 SYSTEM = "tagpin-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:tagpin"
@@ -27,6 +28,7 @@ Pod = dict[str, Any]
 
 @pytest.fixture(scope="class")
 def installed(control_plane: ControlPlane) -> Iterator[None]:
+    control_plane.kubectl("apply", "-k", CRD, "--validate=strict")
     control_plane.kubectl("apply", "-k", BASE, "--validate=strict")
     yield
     # The rest disturbs nobody, and a namespace takes seconds to go.
@@ -36,7 +38,7 @@ def installed(control_plane: ControlPlane) -> Iterator[None]:
 
 @pytest.mark.usefixtures("installed")
 class TestInstallation:
-    """kubectl apply -k manifests/base is all there is to do, any number of times."""
+    """kubectl apply -k of manifests/crd and manifests/base is all there is to do, again and again."""
 
     def test_applying_again_changes_nothing(self, control_plane: ControlPlane) -> None:
         budget = ("get", "poddisruptionbudget/tagpin", "-n", SYSTEM, "-o", "json")
@@ -44,7 +46,7 @@ class TestInstallation:
 
         answer = control_plane.kubectl("apply", "-k", BASE).stdout.splitlines()
 
-        assert len(answer) == 13
+        assert len(answer) == 14
         # The selector of a budget is always replaced as a whole, so kubectl always has a patch.
         changed = [line for line in answer if not line.endswith(" unchanged")]
         assert changed == ["poddisruptionbudget.policy/tagpin configured"]
@@ -96,6 +98,23 @@ class TestInstallation:
         bundles = [entry["clientConfig"]["caBundle"] for entry in kept["webhooks"]]
         assert bundles == [control_plane.ca_data] * 4
 
+    @pytest.mark.parametrize("how", [(), ("--server-side", "--force-conflicts")])
+    def test_applying_again_leaves_the_lease_to_its_holder(
+        self, control_plane: ControlPlane, how: Sequence[str]
+    ) -> None:
+        held = {"holderIdentity": "tagpin-1", "leaseDurationSeconds": 15}
+        patch = json.dumps({"spec": held})
+        control_plane.kubectl("patch", "lease", "tagpin", "-n", SYSTEM, "-p", patch)
+
+        control_plane.kubectl("apply", "-k", BASE, *how)
+
+        lease = control_plane.kubectl("get", "lease", "tagpin", "-n", SYSTEM, "-o", "json")
+        assert json.loads(lease.stdout)["spec"] == held
+
+        # No later test must wait for a holder that is not there.
+        free = json.dumps({"spec": None})
+        control_plane.kubectl("patch", "lease", "tagpin", "-n", SYSTEM, "--type=merge", "-p", free)
+
     @pytest.mark.parametrize(
         ("namespace", "verb", "resource", "allowed"),
         [
@@ -113,8 +132,31 @@ class TestInstallation:
             ("shop", "create", "events", "yes"),
             ("shop", "list", "events", "no"),
             ("shop", "get", "pods/web", "no"),
-            ("shop", "list", "pods", "no"),
+            ("shop", "list", "pods", "yes"),
+            ("shop", "watch", "pods", "no"),
             ("shop", "update", "pods/web", "no"),
+            ("shop", "delete", "pods/web", "no"),
+            ("shop", "get", "imagepins.tagpin.dev/web-1", "yes"),
+            ("shop", "list", "imagepins.tagpin.dev", "yes"),
+            ("shop", "create", "imagepins.tagpin.dev", "yes"),
+            ("shop", "update", "imagepins.tagpin.dev/web-1", "yes"),
+            ("shop", "delete", "imagepins.tagpin.dev/web-1", "yes"),
+            ("shop", "watch", "imagepins.tagpin.dev", "no"),
+            ("shop", "patch", "imagepins.tagpin.dev/web-1", "no"),
+            ("shop", "deletecollection", "imagepins.tagpin.dev", "no"),
+            ("shop", "get", "replicasets.apps/web-1", "yes"),
+            ("shop", "list", "replicasets.apps", "no"),
+            ("shop", "watch", "replicasets.apps", "no"),
+            ("shop", "update", "replicasets.apps/web-1", "no"),
+            ("shop", "get", "statefulsets.apps/db", "yes"),
+            ("shop", "list", "statefulsets.apps", "no"),
+            ("shop", "get", "daemonsets.apps/agent", "yes"),
+            ("shop", "list", "daemonsets.apps", "no"),
+            ("shop", "get", "controllerrevisions.apps/db-1", "yes"),
+            ("shop", "list", "controllerrevisions.apps", "no"),
+            ("shop", "get", "jobs.batch/report", "yes"),
+            ("shop", "list", "jobs.batch", "no"),
+            ("shop", "get", "cronjobs.batch/report", "no"),
             ("shop", "get", "configmaps/settings", "no"),
             ("shop", "get", "deployments.apps/web", "no"),
             ("shop", "patch", "deployments.apps/web", "no"),
@@ -126,6 +168,15 @@ class TestInstallation:
             (SYSTEM, "list", "secrets", "no"),
             (SYSTEM, "update", "secrets/another", "no"),
             (SYSTEM, "update", "configmaps/tagpin", "no"),
+            (SYSTEM, "get", "leases.coordination.k8s.io/tagpin", "yes"),
+            (SYSTEM, "update", "leases.coordination.k8s.io/tagpin", "yes"),
+            (SYSTEM, "patch", "leases.coordination.k8s.io/tagpin", "no"),
+            (SYSTEM, "delete", "leases.coordination.k8s.io/tagpin", "no"),
+            (SYSTEM, "create", "leases.coordination.k8s.io", "no"),
+            (SYSTEM, "list", "leases.coordination.k8s.io", "no"),
+            (SYSTEM, "get", "leases.coordination.k8s.io/another", "no"),
+            (SYSTEM, "update", "leases.coordination.k8s.io/another", "no"),
+            ("shop", "update", "leases.coordination.k8s.io/tagpin", "no"),
             ("", "get", "mutatingwebhookconfigurations/tagpin", "yes"),
             ("", "patch", "mutatingwebhookconfigurations/tagpin", "yes"),
             ("", "watch", "mutatingwebhookconfigurations/tagpin", "yes"),

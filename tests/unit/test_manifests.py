@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tagpin.errors import InvalidReference
+from tagpin.reference import Digest
 from tagpin.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
 BASE = MANIFESTS / "base"
+CRD = MANIFESTS / "crd"
 SYSTEM = "tagpin-system"
 
 Manifest = dict[str, Any]
@@ -29,9 +33,17 @@ def base(kind: str) -> Manifest:
     return load(BASE / f"{kind.lower()}.yaml")
 
 
+def crd(kind: str) -> Manifest:
+    return load(CRD / f"{kind.lower()}.yaml")
+
+
 OBJECTS = {
-    file.name: load(file) for file in sorted(BASE.glob("*.yaml")) if file.stem != "kustomization"
+    f"{folder.name}/{file.name}": load(file)
+    for folder in (BASE, CRD)
+    for file in sorted(folder.glob("*.yaml"))
+    if file.stem != "kustomization"
 }
+COMPONENTS = {"base": "webhook", "crd": "records"}
 WEBHOOKS = {entry["name"]: entry for entry in base("MutatingWebhookConfiguration")["webhooks"]}
 DEPLOYMENT = base("Deployment")
 POD = DEPLOYMENT["spec"]["template"]["spec"]
@@ -65,7 +77,7 @@ def test_every_manifest_is_in_its_kustomization(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_file_holds_one_object_and_is_named_after_its_kind(name: str) -> None:
-    assert name == f"{OBJECTS[name]['kind'].lower()}.yaml"
+    assert Path(name).stem == OBJECTS[name]["kind"].lower()
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -74,23 +86,25 @@ def test_every_object_says_what_it_belongs_to(name: str) -> None:
     assert labels["app.kubernetes.io/name"] == "tagpin"
     assert labels["app.kubernetes.io/part-of"] == "tagpin"
     if OBJECTS[name]["kind"] != "Namespace":
-        assert labels["app.kubernetes.io/component"] == "webhook"
+        assert labels["app.kubernetes.io/component"] == COMPONENTS[Path(name).parent.name]
 
 
 CLUSTER_WIDE = {
-    "Namespace": SYSTEM,
-    "ClusterRole": "tagpin",
-    "ClusterRoleBinding": "tagpin",
-    "MutatingWebhookConfiguration": "tagpin",
+    "base/namespace.yaml": SYSTEM,
+    "base/clusterrole.yaml": "tagpin",
+    "base/clusterrolebinding.yaml": "tagpin",
+    "base/mutatingwebhookconfiguration.yaml": "tagpin",
+    "crd/customresourcedefinition.yaml": "imagepins.tagpin.dev",
+    "crd/clusterrole.yaml": "tagpin-view",
 }
 
 
-@pytest.mark.parametrize("manifest", OBJECTS.values(), ids=list(OBJECTS))
-def test_every_namespaced_object_is_in_our_namespace(manifest: Manifest) -> None:
-    metadata = manifest["metadata"]
-    if manifest["kind"] in CLUSTER_WIDE:
+@pytest.mark.parametrize("name", OBJECTS)
+def test_every_namespaced_object_is_in_our_namespace(name: str) -> None:
+    metadata = OBJECTS[name]["metadata"]
+    if name in CLUSTER_WIDE:
         assert "namespace" not in metadata
-        assert metadata["name"] == CLUSTER_WIDE[manifest["kind"]]
+        assert metadata["name"] == CLUSTER_WIDE[name]
     else:
         assert metadata["namespace"] == SYSTEM
 
@@ -100,6 +114,121 @@ def test_apply_owns_nothing_that_tagpin_writes(manifest: Manifest) -> None:
     assert "caBundle" not in keys(manifest)
     if manifest["kind"] == "Secret":
         assert manifest.keys() == {"apiVersion", "kind", "metadata", "type"}
+    if manifest["kind"] == "Lease":
+        assert manifest.keys() == {"apiVersion", "kind", "metadata"}
+
+
+def test_the_records_are_in_no_other_kustomization() -> None:
+    """`kubectl delete -k` of anything else must keep them."""
+    for file in MANIFESTS.rglob("kustomization.yaml"):
+        if file.parent != CRD:
+            places = [load(file).get(key, []) for key in ("resources", "components")]
+            reached = {(file.parent / place).resolve() for place in chain(*places)}
+            assert not [each for each in reached if CRD in (each, each.parent)]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "program"),
+    [("README.md", "manifests/base"), ("kind-config.yaml", "manifests/overlays/kind")],
+)
+def test_the_records_are_installed_before_the_program(instructions: str, program: str) -> None:
+    text = (ROOT / instructions).read_text()
+    records, whole = "kubectl apply -k manifests/crd ", f"kubectl apply -k {program}"
+    assert 0 < text.index(records) < text.index(whole)
+
+
+# The records
+
+
+def schemas(name: str, schema: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The schema of a field and of all that is inside of it, by path."""
+    yield name, schema
+    for key, inner in schema.get("properties", {}).items():
+        yield from schemas(f"{name}.{key}", inner)
+    if "items" in schema:
+        yield from schemas(f"{name}[]", schema["items"])
+
+
+(VERSION,) = crd("CustomResourceDefinition")["spec"]["versions"]
+SCHEMAS = dict(schemas("ImagePin", VERSION["schema"]["openAPIV3Schema"]))
+IMAGE = SCHEMAS["ImagePin.spec.images[]"]
+
+
+@pytest.mark.parametrize("path", SCHEMAS)
+def test_every_field_explains_itself(path: str) -> None:
+    assert SCHEMAS[path]["description"].endswith(".")
+
+
+@pytest.mark.parametrize("path", SCHEMAS)
+def test_every_field_is_bounded(path: str) -> None:
+    """What has no bound is taken for as long as a request, and rules would cost too much."""
+    bounds = {"string": {"maxLength", "enum", "format"}, "array": {"maxItems"}}
+    schema = SCHEMAS[path]
+    if schema["type"] in bounds:
+        assert bounds[schema["type"]] & schema.keys()
+
+
+def test_what_a_rule_protects_cannot_be_left_out() -> None:
+    """Without `required`, it could be taken away and made anew: rules compare two values."""
+    for path, schema in SCHEMAS.items():
+        if "x-kubernetes-validations" in schema:
+            above, _, last = path.rpartition(".")
+            if not last.endswith("[]"):  # a rule of the list keeps its items
+                assert last in SCHEMAS[above]["required"]
+    assert SCHEMAS["ImagePin"]["required"] == ["spec"]
+
+
+def test_every_rule_says_what_to_do_instead() -> None:
+    rules = [
+        rule for schema in SCHEMAS.values() for rule in schema.get("x-kubernetes-validations", [])
+    ]
+    assert len(rules) == 4
+    for rule in rules:
+        assert "`kubectl delete imagepin`" in rule["message"]
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        f"sha256:{'0' * 64}",
+        f"sha384:{'a' * 96}",
+        f"sha512:{'f' * 128}",
+        f"sha256:{'0' * 63}",
+        f"sha256:{'0' * 65}",
+        f"sha256:{'0' * 96}",
+        f"sha384:{'0' * 64}",
+        f"sha512:{'0' * 129}",
+        f"sha256:{'A' * 64}",
+        f"sha256:{'g' * 64}",
+        f"SHA256:{'0' * 64}",
+        f"md5:{'0' * 32}",
+        f" sha256:{'0' * 64}",
+        "0" * 64,
+        "",
+    ],
+)
+def test_a_digest_in_a_record_is_what_a_digest_is_to_us(digest: str) -> None:
+    schema = IMAGE["properties"]["digest"]
+    recordable = bool(re.search(schema["pattern"], digest)) and len(digest) <= schema["maxLength"]
+    try:
+        Digest.parse(digest)
+    except InvalidReference:
+        assert not recordable
+    else:
+        assert recordable
+
+
+def test_records_are_seen_by_those_who_may_view_and_changed_by_nobody() -> None:
+    role = crd("ClusterRole")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["tagpin.dev"],
+            "resources": ["imagepins"],
+            "verbs": ["get", "list", "watch"],
+        }
+    ]
+    aggregated = {key for key in role["metadata"]["labels"] if "aggregate-to" in key}
+    assert aggregated == {"rbac.authorization.k8s.io/aggregate-to-view"}
 
 
 # Rights
@@ -109,6 +238,18 @@ def test_the_rights_in_the_cluster_are_these() -> None:
     assert base("ClusterRole")["rules"] == [
         {"apiGroups": [""], "resources": ["secrets", "serviceaccounts"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+        {
+            "apiGroups": ["tagpin.dev"],
+            "resources": ["imagepins"],
+            "verbs": ["get", "list", "create", "update", "delete"],
+        },
+        {
+            "apiGroups": ["apps"],
+            "resources": ["replicasets", "statefulsets", "daemonsets", "controllerrevisions"],
+            "verbs": ["get"],
+        },
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {
             "apiGroups": ["admissionregistration.k8s.io"],
             "resources": ["mutatingwebhookconfigurations"],
@@ -126,9 +267,16 @@ def test_the_rights_in_our_own_namespace_are_these() -> None:
             "resources": ["secrets"],
             "resourceNames": ["tagpin-tls"],
             "verbs": ["get", "patch"],
-        }
+        },
+        {
+            "apiGroups": ["coordination.k8s.io"],
+            "resources": ["leases"],
+            "resourceNames": ["tagpin"],
+            "verbs": ["get", "update"],
+        },
     ]
     assert base("Secret")["metadata"]["name"] == "tagpin-tls"
+    assert base("Lease")["metadata"]["name"] == "tagpin"
 
 
 @pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
