@@ -38,7 +38,7 @@ def installed(control_plane: ControlPlane) -> Iterator[None]:
 
 @pytest.mark.usefixtures("installed")
 class TestInstallation:
-    """kubectl apply -k of manifests/crd and manifests/base is all there is to do, again and again."""
+    """kubectl apply -k of manifests/crd and manifests/base is all, any number of times."""
 
     def test_applying_again_changes_nothing(self, control_plane: ControlPlane) -> None:
         budget = ("get", "poddisruptionbudget/tagpin", "-n", SYSTEM, "-o", "json")
