@@ -65,8 +65,10 @@ def install(control_plane: ControlPlane, registries: Registries) -> Install:
     """Installs tagpin for as long as a context lasts, and looks at what it has logged."""
 
     @contextmanager
-    def installed(**settings: Any) -> Iterator[Installation]:
-        running = Installation(control_plane, settings=registries.settings | settings)
+    def installed(*, replicas: int = 1, **settings: Any) -> Iterator[Installation]:
+        running = Installation(
+            control_plane, settings=registries.settings | settings, replicas=replicas
+        )
         with running:
             yield running
             running.stop()  # whatever it has still to say

@@ -1,16 +1,19 @@
 """tagpin installed into a control plane from its own manifests, and run as a kubelet would.
 
 Only what a container engine would bring is played: mounts are folders, the Service is a
-loopback port, so `clientConfig` names that. Command, arguments, environment, mounted
+loopback port, so `clientConfig` names that: the port of the replica if there is only one, else
+one that forwards to the replicas that are ready. Command, arguments, environment, mounted
 configuration and the ServiceAccount's token are those of the Deployment in manifests/base.
 """
 
+import base64
 import http.client
 import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 from collections import Counter
@@ -18,43 +21,253 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import yaml
 
 from cluster.controlplane import ControlPlane
 from cluster.programs import LOOPBACK, Running, free_ports
+from cluster.service import PERIOD, Endpoint, Service
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BASE = MANIFESTS / "base"
 CRD = MANIFESTS / "crd"
 SYSTEM = "tagpin-system"
+SERVICE_ACCOUNT = f"system:serviceaccount:{SYSTEM}:tagpin"
 
 _COUNTERS = re.compile(r"tagpin_(admissions|images_pinned|images_unpinned)_total\{")
 
 
-class Installation:
-    """One replica of tagpin in a control plane.
+class Replica:
+    """One replica of tagpin, with a folder, ports and a token of its own.
 
-    `settings` are added to the ConfigMap's. As a context manager it applies, starts and closes.
+    `stop` and `start` may be called again and again; ports and log stay until `close`.
     """
 
+    port: int
+    health_port: int
+
     def __init__(
-        self, control_plane: ControlPlane, *, settings: Mapping[str, Any] | None = None
+        self,
+        control_plane: ControlPlane,
+        pod: str,
+        *,
+        container: Mapping[str, Any],
+        configuration: Mapping[str, str],
+    ) -> None:
+        """Prepare the `container` of a `pod`; `configuration` is file name → content."""
+        self._control_plane = control_plane
+        self._pod = pod
+        self._container = container
+        self._configuration = configuration
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{pod}-"))
+        self._log = self._folder / "log"
+        self.port, self.health_port = free_ports(2)
+        self._service: Service | None = None
+        self._running: Running | None = None
+
+    def start(self) -> None:
+        """Run it, and return when it is in service."""
+        self.launch()
+        self.wait_until_in_service()
+
+    def launch(self) -> None:
+        """Run it, and don't wait."""
+        assert self._running is None, f"{self._pod} runs already"
+        mounts = self._mount()
+        command = [*self._container["command"], *self._container["args"]]
+        program = Path(sys.executable).with_name(command[0])
+        arguments = [_rewritten(word, mounts) for word in command[1:]]
+        self._running = Running(
+            "tagpin", [program, *arguments], log=self._log, environ=self._environment()
+        )
+
+    def wait_until_in_service(self) -> None:
+        """Return when it is ready, every webhook knows its CA, and the Service sends to it."""
+        assert self._running is not None
+        self._running.wait_until(self._is_in_service, seconds=30)
+
+    def serve_behind(self, service: Service) -> None:
+        """Be one of the endpoints of `service`."""
+        self._service = service
+
+    def stop(self, *, patience: float = 20) -> None:
+        """End it as a kubelet does."""
+        if self._running is not None:
+            self._running.stop(patience=patience)
+            self._running = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._running is not None
+        return self._running.pid
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where a Service finds it."""
+        return Endpoint(self.port, self.health_port)
+
+    def close(self) -> None:
+        """End it, and remove its files."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """GET a path of the health port."""
+        connection = http.client.HTTPConnection(LOOPBACK, self.health_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def review(self, path: str, review: Mapping[str, Any]) -> dict[str, Any]:
+        """Send an AdmissionReview to a path such as "/pin" as the API server would.
+
+        The answer is the answered review. Any thread may call it.
+        """
+        webhook = next(
+            each for each in self._webhooks() if urlsplit(each["clientConfig"]["url"]).path == path
+        )
+        bundle = base64.b64decode(webhook["clientConfig"]["caBundle"]).decode()
+        timeout = webhook["timeoutSeconds"]
+        connection = http.client.HTTPSConnection(
+            LOOPBACK,
+            self.port,
+            timeout=timeout,
+            context=ssl.create_default_context(cadata=bundle),
+        )
+        try:
+            connection.request(
+                "POST",
+                f"{path}?timeout={timeout}s",
+                json.dumps(review),
+                {"Content-Type": "application/json", "Accept": "application/json"},
+            )
+            response = connection.getresponse()
+            body = response.read().decode()
+        finally:
+            connection.close()
+        assert response.status == http.HTTPStatus.OK, f"{response.status}: {body}"
+        answered: dict[str, Any] = json.loads(body)
+        return answered
+
+    def counts(self) -> Counter[str]:
+        """The counters of admissions and images: `name{labels}` → value."""
+        _, text = self.get("/metrics")
+        lines = (line.rpartition(" ") for line in text.splitlines() if _COUNTERS.match(line))
+        return Counter({series: int(float(value)) for series, _, value in lines})
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in lines]
+
+    def log_text(self) -> str:
+        """The same, as it stands there."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def _mount(self) -> dict[str, str]:
+        """A folder for each mount; the ConfigMap's holds its files."""
+        mounts = {}
+        for mount in self._container["volumeMounts"]:
+            folder = self._folder / mount["name"]
+            folder.mkdir(exist_ok=True)
+            mounts[mount["mountPath"]] = str(folder)
+        for name, content in self._configuration.items():
+            (self._folder / "config" / name).write_text(content)
+        return mounts
+
+    def _environment(self) -> dict[str, str]:
+        """The container's own, and what depends on the machine."""
+        fields = {"metadata.namespace": SYSTEM, "metadata.name": self._pod}
+        environment = {
+            entry["name"]: entry.get("value") or fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+            for entry in self._container["env"]
+        }
+        token = self._control_plane.token(SYSTEM, "tagpin")
+        return environment | {
+            "KUBECONFIG": str(self._control_plane.kubeconfig_for_token(token)),
+            "TAGPIN_ADDRESS": LOOPBACK,
+            "TAGPIN_WEBHOOK_PORT": str(self.port),
+            "TAGPIN_HEALTH_PORT": str(self.health_port),
+            "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
+            "TAGPIN_CERTIFICATE_DIRECTORY": str(self._folder / "tls"),
+            # As long as it takes a Service to notice, if there is one.
+            "TAGPIN_DRAIN": f"{5 * PERIOD}s" if self._service else "100ms",
+            "PATH": os.environ["PATH"],
+            "HOME": str(self._folder),
+        }
+
+    def _is_in_service(self) -> bool:
+        try:
+            status, _ = self.get("/readyz")
+        except OSError:
+            return False
+        return (
+            status == http.HTTPStatus.OK
+            and all(each["clientConfig"].get("caBundle") for each in self._webhooks())
+            and (self._service is None or self._service.sends_to(self.endpoint))
+        )
+
+    def _webhooks(self) -> list[dict[str, Any]]:
+        path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/tagpin"
+        _, body = self._control_plane.get(path)
+        webhooks: list[dict[str, Any]] = json.loads(body)["webhooks"]
+        return webhooks
+
+
+class Installation:
+    """tagpin in a control plane, one replica or several.
+
+    `settings` are added to the ConfigMap's. As a context manager it applies, starts and closes.
+    What it says of processes, logs and counters is of all replicas, unless it says otherwise.
+    """
+
+    replicas: tuple[Replica, ...]
+    service: Service | None
+    """What the API server calls instead of a replica, where there are several."""
+
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        replicas: int = 1,
     ) -> None:
         self._control_plane = control_plane
-        self._settings = dict(settings or {})
-        self._folder = Path(tempfile.mkdtemp(prefix="tagpin-installation-"))
-        self._log = self._folder / "log"
-        self._port, self._health_port = free_ports(2)
-        self._objects = [
-            each
-            for each in yaml.safe_load_all(control_plane.kubectl("kustomize", str(BASE)).stdout)
-            if each
-        ]
-        self._running: Running | None = None
+        kustomized = control_plane.kubectl("kustomize", str(BASE)).stdout
+        self._objects = [each for each in yaml.safe_load_all(kustomized) if each]
+        template = self._object("Deployment")["spec"]["template"]
+        configuration = {
+            name: yaml.safe_dump((yaml.safe_load(text) or {}) | dict(settings or {}))
+            for name, text in self._object("ConfigMap")["data"].items()
+        }
+        self.replicas = tuple(
+            Replica(
+                control_plane,
+                f"tagpin-test-{number}",
+                container=template["spec"]["containers"][0],
+                configuration=configuration,
+            )
+            for number in range(1, replicas + 1)
+        )
+        self.service = None
+        if replicas > 1:
+            self.service = Service([each.endpoint for each in self.replicas])
+            for each in self.replicas:
+                each.serve_behind(self.service)
 
     def __enter__(self) -> Self:
         try:
+            if self.service:
+                self.service.start()
             self.apply()
             return self.start()
         except BaseException:
@@ -69,134 +282,73 @@ class Installation:
         self._control_plane.kubectl("apply", "--validate=strict", "-k", str(CRD))
         established = ("--for=condition=established", "--timeout=30s")
         self._control_plane.kubectl("wait", "crd/imagepins.tagpin.dev", *established)
+        port = (self.service or self.replicas[0]).port
         configuration = self._object("MutatingWebhookConfiguration")
         for webhook in configuration["webhooks"]:
             service = webhook["clientConfig"].pop("service", None)
             if service:
-                webhook["clientConfig"]["url"] = f"https://{LOOPBACK}:{self._port}{service['path']}"
+                webhook["clientConfig"]["url"] = f"https://{LOOPBACK}:{port}{service['path']}"
         self._control_plane.kubectl(
             "apply", "--validate=strict", "-f", "-", input=yaml.safe_dump_all(self._objects)
         )
 
     def start(self) -> Self:
-        """Run a replica, and return when it is ready and every webhook knows its CA."""
-        deployment = self._object("Deployment")
-        container = deployment["spec"]["template"]["spec"]["containers"][0]
-        mounts = self._mount(container)
-        command = [*container["command"], *container["args"]]
-        program = Path(sys.executable).with_name(command[0])
-        arguments = [_rewritten(word, mounts) for word in command[1:]]
-        self._running = Running(
-            "tagpin", [program, *arguments], log=self._log, environ=self._environment(container)
-        )
-        self._running.wait_until(self._is_in_service, seconds=30)
+        """Run the replicas, and return when they are in service."""
+        for each in self.replicas:
+            each.launch()
+        for each in self.replicas:
+            each.wait_until_in_service()
         return self
 
     def stop(self, *, patience: float = 20) -> None:
-        """End the replica as a kubelet does."""
-        if self._running is not None:
-            self._running.stop(patience=patience)
-            self._running = None
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the replica."""
-        assert self._running is not None
-        os.kill(self._running.pid, number)
-
-    @property
-    def pid(self) -> int:
-        """The process of the replica."""
-        assert self._running is not None
-        return self._running.pid
+        """End the replicas as a kubelet does, one after the other."""
+        for each in self.replicas:
+            each.stop(patience=patience)
 
     def close(self) -> None:
-        """End the replica, and take tagpin out of the way of other tests."""
-        self.stop()
+        """End everything, and take tagpin out of the way of other tests."""
+        for each in self.replicas:
+            each.close()
+        if self.service:
+            self.service.close()
         configuration = "mutatingwebhookconfiguration/tagpin"
         self._control_plane.kubectl("delete", configuration, "--ignore-not-found")
         secret = ("secret/tagpin-tls", "-n", SYSTEM)
         self._control_plane.kubectl("delete", *secret, "--ignore-not-found")
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the replicas."""
+        for each in self.replicas:
+            each.signal(number)
+
+    @property
+    def pid(self) -> int:
+        """The process of the first replica."""
+        return self.replicas[0].pid
 
     def get(self, path: str) -> tuple[int, str]:
-        """GET a path of the health port."""
-        connection = http.client.HTTPConnection(LOOPBACK, self._health_port, timeout=5)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
+        """GET a path of the first replica's health port."""
+        return self.replicas[0].get(path)
 
     def counts(self) -> Counter[str]:
-        """The counters of admissions and images: `name{labels}` → value."""
-        _, text = self.get("/metrics")
-        lines = (line.rpartition(" ") for line in text.splitlines() if _COUNTERS.match(line))
-        return Counter({series: int(float(value)) for series, _, value in lines})
+        """The sums of the counters of admissions and images: `name{labels}` → value."""
+        return sum((each.counts() for each in self.replicas), Counter())
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """What the replica has logged."""
-        text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        lines = [line for line in text.splitlines() if line.startswith("{")]
-        return [json.loads(line) for line in lines]
+        """What was logged, replica after replica."""
+        return [line for each in self.replicas for line in each.log_lines()]
 
     def log_text(self) -> str:
         """The same, as it stands there."""
-        return self._log.read_text(errors="replace")
+        return "".join(each.log_text() for each in self.replicas)
 
     def _object(self, kind: str) -> Any:
         (found,) = [each for each in self._objects if each["kind"] == kind]
         return found
 
-    def _mount(self, container: Any) -> dict[str, str]:
-        """A folder for each mount; the ConfigMap's holds its keys."""
-        mounts = {}
-        for mount in container["volumeMounts"]:
-            folder = self._folder / mount["name"]
-            folder.mkdir(exist_ok=True)
-            mounts[mount["mountPath"]] = str(folder)
-        data = self._object("ConfigMap")["data"]
-        for name, text in data.items():
-            settings = (yaml.safe_load(text) or {}) | self._settings
-            (self._folder / "config" / name).write_text(yaml.safe_dump(settings))
-        return mounts
-
-    def _environment(self, container: Any) -> dict[str, str]:
-        """The container's own, and what depends on the machine."""
-        fields = {"metadata.namespace": SYSTEM, "metadata.name": "tagpin-test"}
-        environment = {
-            entry["name"]: entry.get("value") or fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
-            for entry in container["env"]
-        }
-        token = self._control_plane.token(SYSTEM, "tagpin")
-        return environment | {
-            "KUBECONFIG": str(self._control_plane.kubeconfig_for_token(token)),
-            "TAGPIN_ADDRESS": LOOPBACK,
-            "TAGPIN_WEBHOOK_PORT": str(self._port),
-            "TAGPIN_HEALTH_PORT": str(self._health_port),
-            "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
-            "TAGPIN_CERTIFICATE_DIRECTORY": str(self._folder / "tls"),
-            "TAGPIN_DRAIN": "100ms",  # no Service has to change its endpoints
-            "PATH": os.environ["PATH"],
-            "HOME": str(self._folder),
-        }
-
-    def _is_in_service(self) -> bool:
-        try:
-            status, _ = self.get("/readyz")
-        except OSError:
-            return False
-        return status == http.HTTPStatus.OK and self._is_trusted()
-
-    def _is_trusted(self) -> bool:
-        path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/tagpin"
-        _, body = self._control_plane.get(path)
-        webhooks = json.loads(body)["webhooks"]
-        return all(webhook["clientConfig"].get("caBundle") for webhook in webhooks)
-
 
 Install = Callable[..., AbstractContextManager[Installation]]
-"""Installs tagpin, with these settings besides, for as long as a context lasts."""
+"""Installs tagpin for as long as a context lasts: `(replicas=…, **settings)`, all optional."""
 
 
 def _rewritten(word: str, mounts: Mapping[str, str]) -> str:

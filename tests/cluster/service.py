@@ -1,0 +1,150 @@
+"""A Service of Kubernetes, played: one port of the loopback address, endpoints behind it.
+
+Like a real one it balances connections, not requests: who keeps a connection stays with its
+endpoint. And it may be behind the times: a connection to an endpoint that has just gone is lost.
+
+Nothing here knows pytest.
+"""
+
+import asyncio
+import itertools
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from typing import NamedTuple, Self
+
+import aiohttp
+
+from cluster.programs import LOOPBACK
+
+# Seconds between two looks at an endpoint, and how long it may take to answer.
+PERIOD = 0.1
+PATIENCE = 1.0
+
+
+class Endpoint(NamedTuple):
+    """Where a replica serves, and where its /readyz says whether it wants connections."""
+
+    port: int
+    health_port: int
+
+
+class Service:
+    """Sends each new connection to the next endpoint that is ready.
+
+    Its port is taken from the beginning; it serves from `start` to `close`, in a thread of its
+    own.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = tuple(endpoints)
+        self._turns = itertools.cycle(self._endpoints)
+        self._ready: set[Endpoint] = set()
+        self._listener = socket.create_server((LOOPBACK, 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop: asyncio.AbstractEventLoop
+        self._ended: asyncio.Event
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def start(self) -> Self:
+        """Begin to serve."""
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    def close(self) -> None:
+        """End all connections, and give the port back."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def sends_to(self, endpoint: Endpoint) -> bool:
+        """Whether new connections may go there."""
+        return endpoint in self._ready
+
+    def cut(self) -> None:
+        """End the open connections: every client has to connect again, and gets the next endpoint.
+
+        A request that is under way is lost.
+        """
+        self._loop.call_soon_threadsafe(self._abort)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        server = await asyncio.start_server(self._forward, sock=self._listener)
+        self._started.set()
+        timeout = aiohttp.ClientTimeout(total=PATIENCE)
+        # As a kubelet, which keeps no connection: it would have to be waited for when a pod ends.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=connector) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            watching = [group.create_task(self._watch(client, each)) for each in self._endpoints]
+            await self._ended.wait()
+            server.close()
+            self._abort()
+            for each in watching:
+                each.cancel()
+
+    async def _watch(self, client: aiohttp.ClientSession, endpoint: Endpoint) -> None:
+        while True:
+            if await _is_ready(client, endpoint):
+                self._ready.add(endpoint)
+            else:
+                self._ready.discard(endpoint)
+            await asyncio.sleep(PERIOD)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = {writer}
+        self._writers.add(writer)
+        try:
+            endpoint = next(filter(self.sends_to, self._round()), None)
+            if endpoint is not None:
+                answers, there = await asyncio.open_connection(LOOPBACK, endpoint.port)
+                writers.add(there)
+                self._writers.add(there)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_pump(reader, there))
+                    group.create_task(_pump(answers, writer))
+        except* OSError:
+            pass  # whoever is left at the other end sees it
+        finally:
+            for each in writers:
+                each.close()
+            self._writers -= writers
+
+    def _round(self) -> Iterator[Endpoint]:
+        """Each endpoint once, beginning with the one whose turn it is."""
+        return itertools.islice(self._turns, len(self._endpoints))
+
+    def _abort(self) -> None:
+        for each in self._writers:
+            each.transport.abort()
+
+
+async def _is_ready(client: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
+    try:
+        async with client.get(f"http://{LOOPBACK}:{endpoint.health_port}/readyz") as response:
+            return response.status == HTTPStatus.OK
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what comes, and then that no more will: the other direction may go on."""
+    while chunk := await reader.read(65536):
+        writer.write(chunk)
+        await writer.drain()
+    writer.write_eof()
