@@ -127,6 +127,11 @@ class Cache(Generic[K, V]):
         kept = self._values.get(key)
         return None if kept is None else Answer(kept.value, kept.started, Use.STALE)
 
+    def keep(self, key: K, value: V) -> None:
+        """Take a value that is known to hold now, by other means than a load."""
+        now = self._clock()
+        self._keep_value(key, _Kept(value, now, now + self._lifetime(value)))
+
     def forget(self, key: K) -> None:
         """Drop what is known of `key`; a load in flight goes on, and is no longer shared."""
         self._values.pop(key, None)

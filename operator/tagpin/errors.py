@@ -4,11 +4,14 @@ TagpinError
 ├── ConfigurationError     the administrator must change a setting
 ├── Unresolvable           an image has no digest now; `reason` says whose turn it is
 │   └── InvalidReference   whoever wrote the image must correct it
+├── Unproven               a pod cannot speak for the revision that it names: it is its own
+├── Unrecorded             the ledger does not take a pin; whoever runs it must act
 ├── BadReview              the caller of the webhook sent no admission review
 └── ClusterError           the Kubernetes API refused or did not answer
 """
 
 from enum import StrEnum
+from http import HTTPStatus
 
 
 class Reason(StrEnum):
@@ -67,13 +70,46 @@ class InvalidReference(Unresolvable):
         self.kind = kind
 
 
+class Unproven(TagpinError):
+    """A pod does not belong to the revision that it names, or may not speak for it.
+
+    The message is for the pod's annotation.
+    """
+
+
+class Unrecorded(TagpinError):
+    """The ledger did not take a pin, so that the next pod may get another digest.
+
+    `is_fault` says that somebody should look: it is not one where the namespace is going away.
+    """
+
+    def __init__(self, message: str, *, is_fault: bool = True) -> None:
+        super().__init__(message)
+        self.is_fault = is_fault
+
+
 class BadReview(TagpinError):
     """The body is no AdmissionReview that we answer; becomes a 400."""
 
 
 class ClusterError(TagpinError):
-    """The Kubernetes API refused or did not answer; `status` is its HTTP code, 0 without one."""
+    """The Kubernetes API refused or did not answer; `status` is its HTTP code, 0 without one.
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    `subject` is the name of the object that the answer is about, `causes` its machine-readable
+    causes, both as far as the API server itself gave them (API: Status.details).
+    """
+
+    def __init__(
+        self, message: str, status: int = 0, *, subject: str = "", causes: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.subject = subject
+        self.causes = causes
+
+    def is_absence_of(self, name: str) -> bool:
+        """Whether the API server says that there is no such object.
+
+        A 404 of a proxy, or for a kind that is not installed, names none.
+        """
+        return self.status == HTTPStatus.NOT_FOUND and self.subject == name

@@ -4,17 +4,19 @@ The Protocols that it needs are here too; `registry` and `cluster` implement the
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from tagpin import workload
 from tagpin.errors import InvalidReference, Reason, Unresolvable
 from tagpin.keychain import Keychain
+from tagpin.ledger import Ledger, Page
 from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation
 from tagpin.policy import Decision, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference, shortened
+from tagpin.revision import Kinds
 from tagpin.verdict import Admission, Result, Verdict, draw
 from tagpin.workload import Image
 
@@ -29,6 +31,17 @@ class Resolution:
     digest: Digest
     source: Source
     resolved_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When everything about a pod must be over, by the event loop's clock."""
+
+    at: float
+
+    def remaining(self, share: float = 1.0) -> float:
+        """Seconds until then, or a share of them; never less than none."""
+        return max(0.0, share * (self.at - asyncio.get_running_loop().time()))
 
 
 class Resolver(Protocol):
@@ -71,23 +84,35 @@ class PullSecrets(Protocol):
 class Pinner:
     """Answers admissions.
 
-    `freshness` is the age in seconds up to which a registry's answer serves another pod,
-    `budget` how long all images of a pod may take together.
+    Ages are in seconds. `freshness` is how old a registry's answer may be for a pod of a new
+    revision, or one that is its own; `cache_ttl`, for an image that is new to a recorded one.
+    `stale_if_error` is how old a recorded digest may be that stands in while a registry is down.
+    `budget` is how long all images of a pod may take together. `now` is the wall clock (UTC).
     """
 
     def __init__(
         self,
         resolver: Resolver,
         pull_secrets: PullSecrets,
+        ledger: Ledger,
         *,
         rules: Rules,
+        kinds: Kinds,
+        now: Callable[[], datetime],
         freshness: float = 5.0,
+        cache_ttl: float = 60.0,
+        stale_if_error: float = 3600.0,
         budget: float = 4.0,
     ) -> None:
         self._resolver = resolver
         self._pull_secrets = pull_secrets
+        self._ledger = ledger
         self._rules = rules
+        self._kinds = kinds
+        self._now = now
         self._freshness = freshness
+        self._cache_ttl = cache_ttl
+        self._stale_if_error = timedelta(seconds=stale_if_error)
         self._budget = budget
 
     async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
@@ -101,16 +126,32 @@ class Pinner:
         ):
             return Verdict(Result.UNTOUCHED)
         seconds = self._budget if budget is None else min(budget, self._budget)
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline = Deadline(asyncio.get_running_loop().time() + seconds)
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
         subjects = _subjects(admission)
         settled, unsettled = self._parse(subjects, admission, claims)
-        access, faults = Access(Keychain()), list[Exception]()
+        page, faults, remarks = Page(self._ledger), list[Exception](), tuple[str, ...]()
+        if unsettled:
+            page = await Page.open(
+                self._ledger, self._kinds, admission, within=deadline.remaining()
+            )
+            for image, ref in tuple(unsettled.items()):
+                if known := _known(image, ref, claims.get(image.name), page):
+                    settled[image] = known
+                    del unsettled[image]
         if unsettled:
             access = await self._read_pull_secrets(admission, deadline)
+            remarks = access.remarks
             answers = await asyncio.gather(
                 *(
-                    self._settle(image, ref, claims.get(image.name), access, deadline)
+                    self._settle(
+                        image,
+                        ref,
+                        claims.get(image.name),
+                        access=access,
+                        page=page,
+                        deadline=deadline,
+                    )
                     for image, ref in unsettled.items()
                 ),
                 return_exceptions=True,
@@ -124,8 +165,13 @@ class Pinner:
                     raise answer
                 else:
                     settled[image] = answer
+        if _will_run(admission, settled):
+            settled |= await page.record(
+                settled, dry_run=admission.dry_run, within=deadline.remaining()
+            )
         in_order = {image: settled[image] for image in subjects if image in settled}
-        return replace(draw(admission, in_order, access.remarks), faults=tuple(faults))
+        verdict = draw(admission, in_order, page.standing, remarks)
+        return replace(verdict, faults=tuple(faults))
 
     def _parse(
         self,
@@ -160,12 +206,12 @@ class Pinner:
                 unsettled[image] = ref
         return settled, unsettled
 
-    async def _read_pull_secrets(self, admission: Admission, deadline: float) -> Access:
+    async def _read_pull_secrets(self, admission: Admission, deadline: Deadline) -> Access:
         names = workload.pull_secret_names(workload.spec(admission.pod))
         account = workload.service_account_name(admission.pod)
         try:
             # Half of the time that there is: public images need no secrets.
-            async with asyncio.timeout((deadline - asyncio.get_running_loop().time()) / 2):
+            async with asyncio.timeout(deadline.remaining(0.5)):
                 return await self._pull_secrets.read(admission.namespace, names, account)
         except TimeoutError:
             return Access(Keychain(), ("the pull secrets could not be read in time",))
@@ -175,20 +221,35 @@ class Pinner:
         image: Image,
         ref: Reference,
         claim: Pin | Failure | None,
+        *,
         access: Access,
-        deadline: float,
+        page: Page,
+        deadline: Deadline,
     ) -> Pin | Failure:
         """Find the digest of one image. A failure of one must not end the others."""
         if ref.digest is not None:
             return self._confirmed(claim, access) or Pin(image.text, ref.digest, Source.GIVEN)
-        within = deadline - asyncio.get_running_loop().time()
+        now = self._now()
+        max_age = page.max_age(now, freshness=self._freshness, cache_ttl=self._cache_ttl)
         try:
             resolution = await self._resolver.resolve(
-                ref, access.keychain, max_age=self._freshness, within=within
+                # Some time must be left to record the answer.
+                ref,
+                access.keychain,
+                max_age=max_age,
+                within=deadline.remaining(0.85 if page.is_of_a_revision else 1.0),
             )
         except Unresolvable as error:
-            return Failure(image.text, error.reason, str(error))
-        return _kept(claim, _pin(image.text, resolution))
+            answer: Pin | Failure = Failure(image.text, error.reason, str(error))
+            is_outage = error.reason.is_outage
+        else:
+            pin = replace(_pin(image.text, resolution), mixed=page.is_mixed(image, ref))
+            answer, is_outage = _kept(claim, pin), resolution.source is Source.STALE
+        if is_outage:
+            oldest = now - self._stale_if_error
+            within = deadline.remaining(0.5)
+            return await page.last_recorded(image, since=oldest, within=within) or answer
+        return answer
 
     def _confirmed(self, claim: Pin | Failure | None, access: Access) -> Pin | None:
         """The claim, in our own words, if the cache knows that its tag named its digest."""
@@ -203,6 +264,21 @@ class Pinner:
             return None
         pin = _pin(claim.image, known)
         return pin if claim == pin else _kept(claim, replace(pin, source=Source.CACHE))
+
+
+def _known(
+    image: Image, ref: Reference, claim: Pin | Failure | None, page: Page
+) -> Pin | Failure | None:
+    """What the ledger says about an image, before anybody else is asked."""
+    if ref.digest is None:
+        return page.pin(image, ref)
+    return page.confirmed(claim) if isinstance(claim, Pin) else None
+
+
+def _will_run(admission: Admission, settled: Mapping[Image, Pin | Failure]) -> bool:
+    """Whether the pod is let in with its digests, as far as we are asked."""
+    refused = admission.mode.refuses and any(isinstance(pin, Failure) for pin in settled.values())
+    return admission.mode.writes_images and not refused
 
 
 def _subjects(admission: Admission) -> tuple[Image, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from tagpin import workload
 from tagpin.errors import InvalidReference, Reason
@@ -13,6 +13,10 @@ from tagpin.reference import Digest
 
 PREFIX = "tagpin.dev/"
 PINS_ANNOTATION = f"{PREFIX}pins"
+REVISION_ANNOTATION = f"{PREFIX}revision"
+"""The name of the ImagePin that the pod's digests are recorded in."""
+UNRECORDED_ANNOTATION = f"{PREFIX}unrecorded"
+"""Why the pod's digests are not, or not all, recorded in an ImagePin."""
 MAX_ANNOTATION = 64 * 1024
 """Bytes of one record: the API server refuses pods with more than 256 KiB of annotations."""
 
@@ -32,26 +36,50 @@ class Source(StrEnum):
 class Pin:
     """An image as its author wrote it, and the digest that it is to run as.
 
-    `resolved_at` is when the registry said so (UTC), None for a digest that came with the pod.
+    `resolved_at` is when the registry said so (UTC), None where it was not asked: for a digest
+    that came with the pod or from its siblings. `mixed` says that pods of its revision ran with
+    other digests before.
     """
 
     image: str
     digest: Digest
     source: Source
     resolved_at: datetime | None = None
+    mixed: bool = False
 
     @property
     def pinned(self) -> str:
         """What the pod is to have: the author's text, `@` and the digest."""
         return f"{self.image}@{self.digest}"
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """The entry of the annotation."""
-        entry = {"image": self.image, "digest": str(self.digest), "source": self.source.value}
+        entry: dict[str, Any] = {
+            "image": self.image,
+            "digest": str(self.digest),
+            "source": self.source.value,
+        }
         if self.resolved_at is not None:
             moment = self.resolved_at.isoformat(timespec="seconds")
             entry["resolvedAt"] = moment.replace("+00:00", "Z")
+        if self.mixed:
+            entry["mixed"] = True
         return entry
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """Read an entry; raises ValueError for what is none."""
+        try:
+            moment = entry.get("resolvedAt")
+            return cls(
+                entry["image"],
+                Digest.parse(entry["digest"]),
+                Source(entry["source"]),
+                None if moment is None else _moment(moment),
+                entry.get("mixed") is True,
+            )
+        except (InvalidReference, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"no pin: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +159,18 @@ def operations(
 
 def _entry(entry: Any) -> Pin | Failure | None:
     match entry:
-        case {"image": str(image), "digest": str(digest), "source": str(source)}:
+        case {"image": str(), "digest": str(), "source": str()}:
             try:
-                resolved_at = _moment(entry.get("resolvedAt"))
-                return Pin(image, Digest.parse(digest), Source(source), resolved_at)
-            except (InvalidReference, ValueError, TypeError, OverflowError):
+                return Pin.from_json(entry)
+            except ValueError:
                 return None
         case {"image": str(image), "reason": str(reason)} if reason in {*Reason}:
             return Failure(image, Reason(reason))
     return None
 
 
-def _moment(text: Any) -> datetime | None:
+def _moment(text: Any) -> datetime:
     """A moment in UTC. Without an offset it could be any: ValueError."""
-    if text is None:
-        return None
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("no offset from UTC")

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from tagpin.errors import ConfigurationError, InvalidReference
 from tagpin.reference import Reference
+from tagpin.revision import CONTROLLER_MANAGER
 
 ENVIRONMENT_PREFIX = "TAGPIN_"
 
@@ -39,6 +40,20 @@ class Registry:
     """Send pull secrets to it without TLS."""
     ca_file: str = ""
     """PEM file of certificate authorities that it is trusted by, besides the system's."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadKind:
+    """A kind of controller whose revisions are recorded besides those of Kubernetes itself."""
+
+    api_version: str
+    """With its group, such as `apps.kruise.io/v1alpha1`."""
+    kind: str
+    plural: str
+    requesters: tuple[str, ...]
+    """The users that create its pods; a `*` at the end stands for any ending."""
+    hash_label: str = ""
+    """The label by which its pods name their template; empty: its template never changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +90,22 @@ class Settings:
     """Seconds between the order to stop and the closing of the listener."""
     freshness: float = 5.0
     """Seconds for which a registry's answer serves other new pods."""
+    cache_ttl: float = 60.0
+    """Seconds for which it serves an image that a recorded revision gets additionally."""
+    record_ttl: float = 60.0
+    """Seconds after which an ImagePin that was found is read again."""
+    records_per_workload: int = 10
+    """How many ImagePins of a workload are kept, besides those that are in use."""
+    prune_interval: float = 600.0
+    """Seconds between two searches for ImagePins that are not kept."""
+    lease: str = "tagpin"
+    """The Lease by which the replica is elected that prunes."""
+    lease_duration: float = 15.0
+    """Seconds until another replica takes over from one that is gone."""
+    controllers: tuple[str, ...] = CONTROLLER_MANAGER
+    """The users that create the pods of Deployments, Jobs and their like; `*` ends a prefix."""
+    workload_kinds: tuple[WorkloadKind, ...] = field(default=())
+    """More kinds of controllers whose revisions are recorded."""
     stale_if_error: float = 3600.0
     """Seconds for which the last known digest stands in while a registry is down."""
     cache_size: int = 10_000
@@ -98,13 +129,13 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> dict[str, str]:
         """The keys that the environment sets: `TAGPIN_LOG_LEVEL` is `logLevel`.
 
-        Lists are comma-separated; `registries` can only be set in the file. What Kubernetes
+        Lists are comma-separated; lists of records can only be set in the file. What Kubernetes
         sets for a Service called tagpin is passed over; any other unknown variable is an error.
         """
         known = {
             ENVIRONMENT_PREFIX + item.name.upper(): item.name
             for item in dataclasses.fields(cls)
-            if item.name != "registries"
+            if item.name not in ("registries", "workload_kinds")
         }
         keys: dict[str, str] = {}
         for name, value in environment.items():
@@ -238,6 +269,19 @@ def _registries(value: object, where: str) -> tuple[Registry, ...]:
     return tuple(_record(Registry, entry, f"{where}[{i}]") for i, entry in enumerate(value))
 
 
+def _workload_kinds(value: object, where: str) -> tuple[WorkloadKind, ...]:
+    if not isinstance(value, list):
+        raise ValueError("no list")  # noqa: TRY004 all bad values are one error
+    return tuple(_record(WorkloadKind, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+
+def _api_version(value: object, where: str) -> str:
+    text = _text(value, where)
+    if not re.fullmatch(r"[a-z0-9.-]+/v[a-z0-9]+", text):
+        raise ValueError("no group/version")
+    return text
+
+
 def _one_of(*words: str) -> Callable[[object, str], str]:
     def read(value: object, _where: str) -> str:
         if value not in words:
@@ -254,14 +298,18 @@ _BY_TYPE: dict[Any, Callable[[object, str], object]] = {
     float: _seconds,
     tuple[str, ...]: _texts,
     tuple[Registry, ...]: _registries,
+    tuple[WorkloadKind, ...]: _workload_kinds,
 }
 _READERS: dict[str, Callable[[object, str], object]] = {
     "host": _host,
+    "api_version": _api_version,
     "blocked_networks": _networks,
     "certificate_names": _names,
     "webhook_port": _port,
     "health_port": _port,
     "budget": _positive_seconds,
+    "prune_interval": _positive_seconds,
+    "lease_duration": _positive_seconds,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("json", "text"),
 }
@@ -273,6 +321,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _camel_case(name: str) -> str:
-    """`ca_file` is `caFile`."""
+    """`ca_file` is `caFile`, `cache_ttl` is `cacheTTL`."""
     first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    return first + "".join(word.upper() if word == "ttl" else word.capitalize() for word in rest)

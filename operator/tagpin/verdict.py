@@ -9,6 +9,8 @@ from tagpin import workload
 from tagpin.pins import (
     PINS_ANNOTATION,
     PREFIX,
+    REVISION_ANNOTATION,
+    UNRECORDED_ANNOTATION,
     Failure,
     Pin,
     Source,
@@ -18,6 +20,7 @@ from tagpin.pins import (
 )
 from tagpin.policy import Mode
 from tagpin.reference import shortened
+from tagpin.revision import Revision
 from tagpin.workload import Image, Pod
 
 MAX_TOLD = 20
@@ -34,9 +37,32 @@ class Admission:
     pod: Pod
     old: Pod = field(default_factory=dict)
     subresource: str = ""
+    user: str = ""
+    """Whoever sent the pod."""
     groups: tuple[str, ...] = ()
-    """The groups of whoever sent the pod."""
+    """Their groups."""
     dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a pod stands to the ledger."""
+
+    revision: Revision | None = None
+    """Its revision, where the cluster bears it out."""
+    is_recorded: bool = False
+    """Whether there is an ImagePin of the revision."""
+    unrecorded: str = ""
+    """Why the record has nothing to do with the pod, or lacks some of its pins."""
+    is_fault: bool = False
+    """Whether somebody should look at that."""
+
+    @property
+    def notice(self) -> str:
+        """What to tell people, if anything."""
+        if not self.is_fault:
+            return ""
+        return f"{self.unrecorded}: the next pod may get another digest"
 
 
 class Result(StrEnum):
@@ -69,6 +95,7 @@ class Verdict:
     """What is recorded by an Event on the pod, since it is recorded nowhere else."""
     audit: Mapping[str, str] = field(default_factory=dict)
     """For the cluster's audit log."""
+    standing: Standing = Standing()
     faults: tuple[Exception, ...] = ()
     """What must not have happened: for the log, and for whoever maintains tagpin."""
 
@@ -90,7 +117,10 @@ def broken(mode: Mode) -> Verdict:
 
 
 def draw(
-    admission: Admission, settled: Mapping[Image, Pin | Failure], remarks: tuple[str, ...] = ()
+    admission: Admission,
+    settled: Mapping[Image, Pin | Failure],
+    standing: Standing = Standing(),
+    remarks: tuple[str, ...] = (),
 ) -> Verdict:
     """Everything that there is to say about the images of one pod, as each was settled.
 
@@ -101,8 +131,14 @@ def draw(
     pins = {image.name: pin for image, pin in settled.items()}
     if failures and mode.refuses:
         message = _refusal(failures, remarks)
-        audit = _audit(admission, pins, Result.REFUSED)
-        return Verdict(Result.REFUSED, pins, message=message, notices=(message,), audit=audit)
+        return Verdict(
+            Result.REFUSED,
+            pins,
+            message=message,
+            notices=(message,),
+            audit=_audit(admission, pins, Result.REFUSED, standing),
+            standing=standing,
+        )
     images = {
         image.pointer: pin.pinned
         for image, pin in settled.items()
@@ -121,15 +157,22 @@ def draw(
     return Verdict(
         result,
         pins,
-        operations=operations(admission.pod, images, _annotations(admission, pins)),
-        warnings=notices + _bounded(list(_previews(mode, settled))),
+        operations=operations(admission.pod, images, _annotations(admission, pins, standing)),
+        warnings=(
+            *notices,
+            *([standing.notice] if standing.notice else []),
+            *_bounded(list(_previews(mode, settled))),
+        ),
         notices=notices,
         facts=_bounded(list(_facts(admission, settled))),
-        audit=_audit(admission, pins, result),
+        audit=_audit(admission, pins, result, standing),
+        standing=standing,
     )
 
 
-def _annotations(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dict[str, str | None]:
+def _annotations(
+    admission: Admission, pins: Mapping[str, Pin | Failure], standing: Standing
+) -> dict[str, str | None]:
     """What must become of every `tagpin.dev/` annotation.
 
     On UPDATE those of the old pod stand; on CREATE nothing that came along does. The API
@@ -146,11 +189,15 @@ def _annotations(admission: Admission, pins: Mapping[str, Pin | Failure]) -> dic
     record = {**before, **pins}
     if record != before:  # or a record that another version wrote stays as it is
         wanted[PINS_ANNOTATION] = to_annotation(record)
+    if standing.revision is not None and standing.is_recorded:
+        wanted[REVISION_ANNOTATION] = standing.revision.record_name
+    if standing.unrecorded:
+        wanted[UNRECORDED_ANNOTATION] = standing.unrecorded
     return wanted
 
 
 def _audit(
-    admission: Admission, pins: Mapping[str, Pin | Failure], result: Result
+    admission: Admission, pins: Mapping[str, Pin | Failure], result: Result, standing: Standing
 ) -> dict[str, str]:
     """What this call did, for the cluster's audit log.
 
@@ -159,8 +206,10 @@ def _audit(
     audit = {"mode": admission.mode.value, "result": result.value}
     if pins:
         audit["pins"] = to_annotation(pins)
-    if revision := workload.revision(admission.pod):
-        audit["revision"] = str(revision)
+    if standing.revision is not None:
+        audit["revision"] = standing.revision.record_name
+    if standing.unrecorded:
+        audit["unrecorded"] = standing.unrecorded
     if _is_reinvoked(admission, pins):
         return {f"reinvoked-{key}": value for key, value in audit.items()}
     return audit
@@ -194,6 +243,11 @@ def _notices(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> Iterator[str
             yield (
                 f"{image.place}: the registry of {shortened(pin.image)} is down: "
                 f"the digest known since {pin.to_json()['resolvedAt']} is used"
+            )
+        elif pin.mixed and pin.source is not Source.LEDGER:
+            yield (
+                f"{image.place}: pods of the same revision run {shortened(pin.image)} with "
+                f"different digests; it was resolved anew"
             )
 
 

@@ -1,19 +1,21 @@
-"""Where images and pull-secret names live in a pod, and which revision the pod belongs to.
+"""Where images and pull-secret names live in a pod, and who controls it.
 
 A pod arrives before the API server has validated it: every field may be absent, null or of
 another type. What is not as it should be is passed over here, and refused there.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 Pod = Mapping[str, Any]
 
-_CONTAINER_LISTS = ("containers", "initContainers", "ephemeralContainers")
+MAX_SHOWN = 80
+"""Characters of a name that a message repeats."""
 
-HASH_LABELS = ("pod-template-hash", "rollouts-pod-template-hash", "controller-revision-hash")
-"""Labels by which workload controllers name the template of a pod, the first one wins."""
+_OBJECT_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+_CONTAINER_LISTS = ("containers", "initContainers", "ephemeralContainers")
 
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 NODES_GROUP = "system:nodes"
@@ -52,16 +54,17 @@ class Owner:
         """Read an entry of `metadata.ownerReferences`."""
         return cls(*(_text(reference.get(key)) for key in ("apiVersion", "kind", "name", "uid")))
 
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """A workload's template as its controller counts it: the owner, and the template's hash."""
-
-    owner: Owner
-    hash: str
+    def to_reference(self) -> dict[str, str]:
+        """An entry for `metadata.ownerReferences`, which blocks nothing."""
+        return {
+            "apiVersion": self.api_version,
+            "kind": self.kind,
+            "name": self.name,
+            "uid": self.uid,
+        }
 
     def __str__(self) -> str:
-        return f"{self.owner.kind}/{self.owner.name}"
+        return f"{self.kind}/{self.name}"
 
 
 def images(pod: Pod) -> tuple[Image, ...]:
@@ -115,7 +118,7 @@ def is_mirror(pod: Pod, requester_groups: tuple[str, ...]) -> bool:
 
 
 def controller(pod: Pod) -> Owner | None:
-    """The owner that manages the pod, if it has one."""
+    """The owner that manages the pod, or any other object, if it has one."""
     references = _list(_mapping(pod.get("metadata")).get("ownerReferences"))
     return next(
         (
@@ -127,24 +130,6 @@ def controller(pod: Pod) -> Owner | None:
     )
 
 
-def revision(pod: Pod) -> Revision | None:
-    """The revision that the pod claims to belong to; None where it is its own.
-
-    A pod of a controller without a known hash label is its own revision too, or a mutable
-    tag would be frozen for as long as that controller lives. A Job never changes its
-    template: the Job itself is the revision.
-    """
-    owner = controller(pod)
-    if owner is None:
-        return None
-    if (owner.kind, owner.api_version) == ("Job", "batch/v1"):
-        return Revision(owner, owner.uid)
-    for label in HASH_LABELS:
-        if template_hash := _text(labels(pod).get(label)):
-            return Revision(owner, template_hash)
-    return None
-
-
 def display_name(pod: Pod) -> str:
     """What to call the pod in a log or an Event: its name, else what it is generated from."""
     metadata = _mapping(pod.get("metadata"))
@@ -152,8 +137,18 @@ def display_name(pod: Pod) -> str:
 
 
 def uid(pod: Pod) -> str | None:
-    """The pod's uid; None before it is created."""
+    """The uid of a pod, or of any object; None before it is created."""
     return _text(_mapping(pod.get("metadata")).get("uid")) or None
+
+
+def is_object_name(text: str) -> bool:
+    """Whether `text` may be a name in a path of the API: nobody has validated the pod yet."""
+    return _OBJECT_NAME.fullmatch(text) is not None
+
+
+def shown(text: str) -> str:
+    """`text` as a message repeats what a pod's author made up."""
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…")
 
 
 def _places(pod: Pod) -> Iterator[Image]:

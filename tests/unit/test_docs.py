@@ -18,7 +18,7 @@ RECORDS = (ROOT / "docs" / "records.md").read_text()
 
 def camel_case(name: str) -> str:
     first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    return first + "".join(word.upper() if word == "ttl" else word.capitalize() for word in rest)
 
 
 def defaults() -> dict[str, str]:

@@ -250,13 +250,14 @@ def test_the_environment_sets_what_the_file_can() -> None:
     )
 
 
-def test_every_setting_but_the_registries_has_a_variable() -> None:
-    names = {field.name for field in dataclasses.fields(Settings)} - {"registries"}
+def test_every_setting_but_lists_of_records_has_a_variable() -> None:
+    lists = {"registries", "workload_kinds"}
+    names = {field.name for field in dataclasses.fields(Settings)} - lists
 
     keys = Settings.from_environment({f"TAGPIN_{name.upper()}": "" for name in names})
 
     assert len(keys) == len(names)
-    assert "registries" not in keys
+    assert not {"registries", "workloadKinds"} & set(keys)
 
 
 SERVICE_LINKS = {

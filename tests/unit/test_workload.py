@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagpin import workload
-from tagpin.workload import Image, Owner, Revision
+from tagpin.revision import HASH_LABELS
+from tagpin.workload import Image, Owner
 
 OWNER = Owner("apps/v1", "ReplicaSet", "web-5d4f", "uid-1")
 
@@ -55,7 +56,7 @@ metadata = json_values | st.fixed_dictionaries(
         "name": json_values,
         "generateName": json_values,
         "annotations": json_values,
-        "labels": json_values | st.dictionaries(st.sampled_from(workload.HASH_LABELS), json_values),
+        "labels": json_values | st.dictionaries(st.sampled_from(HASH_LABELS), json_values),
         "ownerReferences": owner_references,
         "deletionTimestamp": json_values,
     },
@@ -281,66 +282,12 @@ def test_an_owner_that_is_no_controller_is_none(controller: Any) -> None:
     pod = {"metadata": {"ownerReferences": [{**owner_reference(), "controller": controller}]}}
 
     assert workload.controller(pod) is None
-    assert workload.revision(pod) is None
 
 
 def test_an_owner_of_wrong_types_is_read_as_empty_texts() -> None:
     pod = {"metadata": {"ownerReferences": [{"controller": True, "kind": 5, "name": None}]}}
 
     assert workload.controller(pod) == Owner("", "", "", "")
-
-
-@pytest.mark.parametrize(
-    ("kind", "api_version", "labels", "template_hash"),
-    [
-        ("ReplicaSet", "apps/v1", {"pod_template_hash": "5d4f"}, "5d4f"),
-        ("ReplicaSet", "apps/v1", {"rollouts_pod_template_hash": "77ab"}, "77ab"),
-        ("StatefulSet", "apps/v1", {"controller_revision_hash": "web-9c"}, "web-9c"),
-        ("DaemonSet", "apps/v1", {"controller_revision_hash": "9c"}, "9c"),
-        ("Job", "batch/v1", {}, "uid-1"),
-        ("Job", "batch/v1", {"pod_template_hash": "5d4f"}, "uid-1"),
-        ("Job", "batch.volcano.sh/v1alpha1", {}, None),
-        ("ReplicaSet", "apps/v1", {}, None),
-        ("Cluster", "postgresql.cnpg.io/v1", {}, None),
-        ("TaskRun", "tekton.dev/v1", {"app": "build"}, None),
-        ("CloneSet", "apps.kruise.io/v1alpha1", {"controller_revision_hash": "c1"}, "c1"),
-        (
-            "ReplicaSet",
-            "apps/v1",
-            {
-                "controller_revision_hash": "third",
-                "rollouts_pod_template_hash": "second",
-                "pod_template_hash": "first",
-            },
-            "first",
-        ),
-        (
-            "ReplicaSet",
-            "apps/v1",
-            {"controller_revision_hash": "third", "rollouts_pod_template_hash": "second"},
-            "second",
-        ),
-        ("ReplicaSet", "apps/v1", {"pod_template_hash": "", "controller_revision_hash": "3"}, "3"),
-        ("ReplicaSet", "apps/v1", {"pod_template_hash": None}, None),
-        ("ReplicaSet", "apps/v1", {"pod_template_hash": 5}, None),
-    ],
-)
-def test_a_revision_is_what_the_workload_controllers_say_it_is(
-    kind: str, api_version: str, labels: dict[str, Any], template_hash: str | None
-) -> None:
-    pod = owned_pod(owner_reference(kind, api_version), **labels)
-    owner = Owner(api_version, kind, "web-5d4f", "uid-1")
-
-    expected = Revision(owner, template_hash) if template_hash else None
-    assert workload.revision(pod) == expected
-
-
-def test_a_pod_without_a_controller_is_its_own_revision() -> None:
-    assert workload.revision({"metadata": {"labels": {"pod-template-hash": "5d4f"}}}) is None
-
-
-def test_a_revision_is_called_by_its_owner() -> None:
-    assert str(Revision(OWNER, "5d4f")) == "ReplicaSet/web-5d4f"
 
 
 @pytest.mark.parametrize(
@@ -383,7 +330,7 @@ def test_a_pod_has_a_name_even_before_it_has_one(metadata: Any, name: str) -> No
 @given(pods, pods)
 def test_whatever_a_pod_holds_it_is_read_without_an_error(pod: Any, old: Any) -> None:
     images = workload.images(pod)
-    owner = workload.controller(pod)
+    workload.controller(pod)
 
     assert all(type(part) is str and part for i in images for part in (i.name, i.text, i.pointer))
     assert len({image.pointer for image in images}) == len(images)
@@ -394,4 +341,3 @@ def test_whatever_a_pod_holds_it_is_read_without_an_error(pod: Any, old: Any) ->
     assert workload.display_name(pod)
     assert isinstance(workload.is_mirror(pod, (workload.NODES_GROUP,)), bool)
     assert isinstance(workload.is_being_deleted(pod), bool)
-    assert workload.revision(pod) is None or owner is not None

@@ -77,15 +77,22 @@ def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None
         "pins": {name: _shortened(pin.to_json()) for name, pin in told.items()},
         "milliseconds": round(seconds * 1000, 2),
     }
-    if revision := workload.revision(admission.pod):
-        extra["revision"] = str(revision)
+    standing = verdict.standing
+    if standing.revision is not None:
+        extra["workload"] = str(standing.revision.workload)
+        extra["revision"] = standing.revision.record_name
+    elif owner := workload.controller(admission.pod):
+        extra["workload"] = str(owner)
+    if standing.unrecorded:
+        extra["unrecorded"] = standing.unrecorded
     if admission.dry_run:
         extra["dry_run"] = True
     if failures:
         extra["failures"] = failures
     if len(verdict.pins) > MAX_PINS:
         extra["more_pins"] = len(verdict.pins) - MAX_PINS
-    level = logging.WARNING if failures or not verdict.allowed else logging.INFO
+    is_amiss = failures or not verdict.allowed or standing.is_fault
+    level = logging.WARNING if is_amiss else logging.INFO
     decisions.log(level, "pod %s", verdict.result.value, extra=extra)
 
 

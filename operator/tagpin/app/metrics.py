@@ -13,6 +13,7 @@ from prometheus_client import (
 
 from tagpin import __version__
 from tagpin.cache import Use
+from tagpin.cluster.ledger import Write
 from tagpin.pins import Failure
 from tagpin.registry.client import Exchange
 from tagpin.verdict import Admission, Verdict
@@ -92,6 +93,24 @@ class Metrics:
             ["use"],
             registry=self._registry,
         )
+        self.ledger_reads = Counter(
+            "tagpin_ledger_reads",
+            "Look-ups of records of revisions: in memory, or (miss) from the API.",
+            ["use"],
+            registry=self._registry,
+        )
+        self.ledger_writes = Counter(
+            "tagpin_ledger_writes",
+            "Writes of records; after a conflict, what another replica wrote stands.",
+            ["result"],
+            registry=self._registry,
+        )
+        self.pods_unrecorded = Counter(
+            "tagpin_pods_unrecorded",
+            "Pods whose digests should be in a record of their revision, and are not.",
+            ["mode"],
+            registry=self._registry,
+        )
         self.events_dropped = Counter(
             "tagpin_events_dropped",
             "Events on workloads that were not written.",
@@ -114,6 +133,8 @@ class Metrics:
         mode = admission.mode.value
         self.admissions.labels(mode, verdict.result.value).inc()
         self.admission_seconds.labels(mode).observe(seconds)
+        if verdict.standing.is_fault:
+            self.pods_unrecorded.labels(mode).inc()
         for pin in verdict.pins.values():
             if isinstance(pin, Failure):
                 self.images_unpinned.labels(mode, pin.reason.value).inc()
@@ -129,6 +150,14 @@ class Metrics:
     def observe_cache(self, use: Use) -> None:
         """Count one use of the cache of digests."""
         self.cache_uses.labels(use.value).inc()
+
+    def observe_ledger_read(self, use: Use) -> None:
+        """Count one look-up of a record."""
+        self.ledger_reads.labels(use.value).inc()
+
+    def observe_ledger_write(self, result: Write) -> None:
+        """Count one write of a record."""
+        self.ledger_writes.labels(result.value).inc()
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -20,6 +20,7 @@ from tagpin.cluster import admission
 from tagpin.cluster.api import connect, disconnect
 from tagpin.cluster.credentials import ClusterPullSecrets
 from tagpin.cluster.events import EventRecorder
+from tagpin.cluster.ledger import ClusterLedger
 from tagpin.cluster.server import WebhookServer
 from tagpin.cluster.tls import CertificateKeeper
 from tagpin.errors import ConfigurationError
@@ -28,7 +29,8 @@ from tagpin.policy import Rules
 from tagpin.registry.client import RegistryClient, RegistrySettings
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
 from tagpin.registry.resolver import RegistryResolver
-from tagpin.settings import Registry, Settings
+from tagpin.revision import Kind, Proof, kinds
+from tagpin.settings import Registry, Settings, WorkloadKind
 
 PROTECTED = "kube-system"
 
@@ -97,11 +99,23 @@ async def assemble(
                 observe=metrics.observe_cache,
             )
             pull_secrets = ClusterPullSecrets(api)
+            ledger = ClusterLedger(
+                api,
+                record_ttl=settings.record_ttl,
+                size=settings.cache_size,
+                observe_read=metrics.observe_ledger_read,
+                observe_write=metrics.observe_ledger_write,
+            )
             pinner = Pinner(
                 resolver,
                 pull_secrets,
+                ledger,
                 rules=rules,
+                kinds=kinds(settings.controllers, map(_kind, settings.workload_kinds)),
+                now=partial(datetime.now, UTC),
                 freshness=settings.freshness,
+                cache_ttl=settings.cache_ttl,
+                stale_if_error=settings.stale_if_error,
                 budget=settings.budget,
             )
             events = EventRecorder(
@@ -133,6 +147,7 @@ async def assemble(
             finally:
                 await resolver.aclose()
                 await pull_secrets.close()
+                await ledger.close()
     finally:
         await disconnect(api)
 
@@ -165,6 +180,13 @@ def _registry(registry: Registry) -> RegistrySettings:
         credentials_over_http=registry.credentials_over_http,
         ca=ca,
     )
+
+
+def _kind(kind: WorkloadKind) -> Kind:
+    proof, labels = Proof.OBJECT, tuple[str, ...]()
+    if kind.hash_label:
+        proof, labels = Proof.REQUESTER, (kind.hash_label,)
+    return Kind(kind.api_version, kind.kind, kind.plural, kind.requesters, proof, labels)
 
 
 def _address_rules(settings: Settings, environment: Mapping[str, str]) -> AddressRules:

@@ -57,7 +57,8 @@ def _handler(mode: Mode, pinner: Pinner, observers: Sequence[Observer]) -> Any:
 
 
 def _admission(mode: Mode, request: Any, *, dry_run: bool) -> Admission:
-    groups = request["userInfo"].get("groups")
+    user = request["userInfo"]
+    groups = user.get("groups")
     return Admission(
         mode=mode,
         operation=request["operation"],
@@ -65,6 +66,7 @@ def _admission(mode: Mode, request: Any, *, dry_run: bool) -> Admission:
         pod=request["object"],
         old=request.get("oldObject") or {},
         subresource=request.get("subResource") or "",
+        user=str(user.get("username") or ""),
         groups=tuple(map(str, groups)) if isinstance(groups, list) else (),
         dry_run=dry_run,
     )

@@ -70,7 +70,10 @@ async def asking(request: str, *, seconds: float = 10.0) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except ApiException as error:
-        raise ClusterError(f"cannot {request}: {_message(error)}", error.status or 0) from error
+        message, subject, causes = _status(error)
+        raise ClusterError(
+            f"cannot {request}: {message}", error.status or 0, subject=subject, causes=causes
+        ) from error
     except TimeoutError as error:
         raise ClusterError(f"cannot {request}: the API server took too long") from error
     # A ValueError is an answer that does not parse: of a proxy, for example.
@@ -138,9 +141,12 @@ def _event(line: bytes) -> Event:
     return Event(kind, resource)
 
 
-def _message(error: ApiException) -> str:
-    """What the API server says of its refusal, else the HTTP reason."""
+def _status(error: ApiException) -> tuple[str, str, tuple[str, ...]]:
+    """What the API server says of its refusal: message, the object's name, and causes."""
     try:
-        return str(orjson.loads(error.body or "")["message"])
-    except (orjson.JSONDecodeError, LookupError, TypeError):
-        return error.reason or "no reason given"
+        status = orjson.loads(error.body or "")
+        details = status.get("details") or {}
+        causes = tuple(str(cause.get("reason", "")) for cause in details.get("causes") or ())
+        return str(status["message"]), str(details.get("name", "")), causes
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+        return error.reason or "no reason given", "", ()

@@ -3,13 +3,13 @@
 import asyncio
 import base64
 import binascii
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kubernetes.aio.client import ApiClient, CoreV1Api
 
+from tagpin import workload
 from tagpin.cache import Cache
 from tagpin.cluster.api import asking
 from tagpin.errors import ClusterError
@@ -30,8 +30,6 @@ _KEYS = {
     "kubernetes.io/dockerconfigjson": ".dockerconfigjson",
     "kubernetes.io/dockercfg": ".dockercfg",
 }
-
-_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class ClusterPullSecrets:
@@ -100,8 +98,8 @@ def _held(clock: Callable[[], float]) -> Cache[tuple[str, str], Any]:
 
 def _checked(name: str) -> str:
     """A name fit for a path of the API: nobody has validated the pod yet."""
-    if not _NAME.fullmatch(name):
-        raise ClusterError(f"{name[:80]!r} is no name of a Kubernetes object")
+    if not workload.is_object_name(name):
+        raise ClusterError(f"{workload.shown(name)} is no name of a Kubernetes object")
     return name
 
 

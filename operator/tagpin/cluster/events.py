@@ -31,6 +31,7 @@ MAX_WAITING = 256
 MAX_NOTE = 1024
 """Characters of an Event's message (API: Event.message)."""
 NOT_PINNED = "ImageNotPinned"
+NOT_RECORDED = "ImageNotRecorded"
 PINNED = "ImagePinned"
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,11 @@ class EventRecorder:
         """Queue what one decision has to tell (`tagpin.cluster.admission.Observer`)."""
         if admission.dry_run:
             return
+        involved = _workload(admission, verdict)
         for notice in verdict.notices:
-            self._queue(self._event(_workload(admission), "Warning", NOT_PINNED, notice))
+            self._queue(self._event(involved, "Warning", NOT_PINNED, notice))
+        if notice := verdict.standing.notice:
+            self._queue(self._event(involved, "Warning", NOT_RECORDED, notice))
         for fact in verdict.facts:
             self._queue(self._event(_pod(admission), "Normal", PINNED, fact))
 
@@ -111,9 +115,10 @@ class EventRecorder:
         )
 
 
-def _workload(admission: Admission) -> V1ObjectReference:
-    """The pod's controller, else the pod itself."""
-    owner = workload.controller(admission.pod)
+def _workload(admission: Admission, verdict: Verdict) -> V1ObjectReference:
+    """What people look at: the Deployment, else the pod's controller, else the pod itself."""
+    revision = verdict.standing.revision
+    owner = revision.workload if revision else workload.controller(admission.pod)
     if owner is None:
         return _pod(admission)
     return V1ObjectReference(

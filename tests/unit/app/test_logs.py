@@ -56,7 +56,7 @@ def test_a_decision_is_one_line_of_json(caplog: pytest.LogCaptureFixture) -> Non
         "operation": "create",
         "namespace": "shop",
         "pod": "web-1-",
-        "revision": "ReplicaSet/web-1",
+        "workload": "ReplicaSet/web-1",
         "result": "refused",
         "dry_run": True,
         "pins": {"app": {"image": "a:1", "reason": "tls"}},

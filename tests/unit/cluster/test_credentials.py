@@ -6,6 +6,7 @@ import json
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 
+from tagpin import workload
 from tagpin.cluster.api import disconnect
 from tagpin.cluster.credentials import MAX_NAMES, ClusterPullSecrets, parse_secret
 from tagpin.keychain import Credential
@@ -63,7 +64,7 @@ async def test_a_name_that_could_lead_elsewhere_is_never_asked_for(name: str) ->
     access = await ClusterPullSecrets(client).read("shop", [name], "default")
 
     assert access.keychain.entries == ()
-    assert access.remarks == (f"{name[:80]!r} is no name of a Kubernetes object",)
+    assert access.remarks == (f"{workload.shown(name)} is no name of a Kubernetes object",)
     await disconnect(client)
 
 

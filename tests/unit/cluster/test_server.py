@@ -22,6 +22,7 @@ from kopf._cogs.structs.ephemera import AnyMemo
 from kopf._cogs.structs.references import Insights
 from kopf._core.engines.admission import serve_admission_request
 
+from fakes.ledger import FakeLedger
 from tagpin.app.serve import PODS, NoMemories
 from tagpin.certificates import issue_ca, issue_serving
 from tagpin.cluster import admission
@@ -128,7 +129,15 @@ async def running(free_port: int) -> AsyncIterator[Webhook]:
         webhook.refused = refused
         webhook.port = free_port
         handlers = kopf.OperatorRegistry()
-        pinner = Pinner(OneDigest(), NoSecrets(), rules=Rules(), budget=5)
+        pinner = Pinner(
+            OneDigest(),
+            NoSecrets(),
+            FakeLedger(),
+            rules=Rules(),
+            kinds={},
+            now=lambda: datetime.now(UTC),
+            budget=5,
+        )
         observe = [lambda one, two, _seconds: webhook.decisions.append((one, two))]
         admission.register(handlers, pinner, observe)
         insights = Insights()

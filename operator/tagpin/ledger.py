@@ -1,0 +1,256 @@
+"""How a pod and the ledger stand to each other: what it may take from a record, and adds to it.
+
+The Protocol that this needs is here too; `cluster.ledger` implements it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol, Self
+
+from tagpin.errors import Reason, Unproven, Unrecorded, Unresolvable
+from tagpin.imagepin import MAX_PINS, MAX_REFERENCE, ImagePin
+from tagpin.pins import Failure, Pin, Source
+from tagpin.reference import Digest, Reference, shortened
+from tagpin.revision import Claim, Kinds, Revision, claim
+from tagpin.siblings import running_digests
+from tagpin.verdict import MAX_TOLD, Admission, Standing
+from tagpin.workload import Image, Pod
+
+_STAMP = timedelta(seconds=1)
+"""What a creationTimestamp leaves out at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the cluster has of a revision.
+
+    `created` is when it came to be (its ReplicaSet, ControllerRevision or Job), in whole
+    seconds. `has_pods` says that its controller counted pods when it was last looked at.
+    """
+
+    revision: Revision
+    record: ImagePin | None
+    created: datetime
+    has_pods: bool
+
+
+class Ledger(Protocol):
+    """The records of all revisions. Every call ends `within` so many seconds."""
+
+    async def look_up(self, claimed: Claim, *, within: float) -> Entry:
+        """Compare a claim with the objects that it names, and find the revision's record.
+
+        Raises Unproven where they do not bear it out, and Unresolvable (reason `ledger`) where
+        owner or record could not be read: "no record" is what the API server says, nothing else.
+        """
+        ...
+
+    async def siblings(self, claimed: Claim, *, within: float) -> Sequence[Pod]:
+        """The pods that the owner controls and that have the claim's hash; or Unresolvable."""
+        ...
+
+    async def history(self, revision: Revision, *, within: float) -> Sequence[ImagePin]:
+        """All records of the revision's workload; or Unresolvable."""
+        ...
+
+    async def write(self, revision: Revision, pins: Sequence[Pin], *, within: float) -> ImagePin:
+        """Add `pins` to the revision's record, which need not be there, and say what it then has.
+
+        What others recorded meanwhile stands, and a pin that finds no room is left out. Raises
+        Unrecorded where the record could not be written, Unresolvable where somebody else's
+        answer is there and cannot be read.
+        """
+        ...
+
+
+class Page:
+    """The ledger, opened for one pod that is about to be created."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        entry: Entry | None = None,
+        *,
+        siblings: Sequence[Pod] = (),
+        failure: Unresolvable | None = None,
+        unrecorded: str = "",
+    ) -> None:
+        self._ledger = ledger
+        self._entry = entry
+        self._siblings = siblings
+        self._failure = failure
+        self._unrecorded = unrecorded
+        self._is_fault = False
+
+    @classmethod
+    async def open(
+        cls, ledger: Ledger, kinds: Kinds, admission: Admission, *, within: float
+    ) -> Self:
+        """Find what the ledger has for the pod. What goes wrong is told image by image.
+
+        A pod that may not speak for a revision is its own, as one without a revision is. So are
+        images that are changed by hand: they never enter a record.
+        """
+        if admission.operation != "CREATE" or admission.subresource:
+            return cls(ledger)
+        try:
+            claimed = claim(
+                admission.pod, namespace=admission.namespace, user=admission.user, known=kinds
+            )
+            if claimed is None:
+                return cls(ledger)
+            entry = await ledger.look_up(claimed, within=within)
+            siblings: Sequence[Pod] = ()
+            if entry.record is None and entry.has_pods:
+                siblings = await ledger.siblings(claimed, within=within)
+        except Unproven as error:
+            return cls(ledger, unrecorded=str(error))
+        except Unresolvable as error:
+            return cls(ledger, failure=error)
+        page = cls(ledger, entry, siblings=siblings)
+        page._take(entry.record)
+        return page
+
+    @property
+    def is_of_a_revision(self) -> bool:
+        """Whether what is found out about the pod's images is going to be recorded."""
+        return self._entry is not None
+
+    def pin(self, image: Image, ref: Reference) -> Pin | Failure | None:
+        """The digest that the revision has for an image already; None where it has none."""
+        if self._failure is not None:
+            return _unreadable(image, self._failure)
+        if (recorded := self._recorded(image.text)) is not None:
+            return _from_ledger(recorded)
+        match tuple(self._running(image, ref)):
+            case (digest,):
+                return Pin(image.text, digest, Source.SIBLINGS)
+        return None
+
+    def is_mixed(self, image: Image, ref: Reference) -> bool:
+        """Whether pods of the revision run several digests for an image."""
+        return len(self._running(image, ref)) > 1
+
+    def confirmed(self, claimed: Pin) -> Pin | None:
+        """What a pod brings along about an image, if it is what the record says."""
+        recorded = self._recorded(claimed.image)
+        if recorded is None or recorded.digest != claimed.digest:
+            return None
+        return claimed if claimed == recorded else _from_ledger(recorded)
+
+    def max_age(self, now: datetime, *, freshness: float, cache_ttl: float) -> float:
+        """How many seconds old an answer of a registry may be for a new image of the pod.
+
+        A new revision takes none from before it was created, or a build that was pushed for it
+        might be missed.
+        """
+        if self._entry is None:
+            return freshness
+        if self._entry.record is not None:
+            return cache_ttl
+        age = (now - self._entry.created - _STAMP).total_seconds()
+        return min(freshness, max(0.0, age))
+
+    async def last_recorded(self, image: Image, *, since: datetime, within: float) -> Pin | None:
+        """The workload's newest pin of the same image in any revision, if it is not too old."""
+        if self._entry is None:
+            return None
+        try:
+            records = await self._ledger.history(self._entry.revision, within=within)
+        except Unresolvable:
+            return None
+        pins = [pin for record in records if (pin := record.pins.get(image.text)) is not None]
+        dated = [(pin.resolved_at, pin.digest) for pin in pins if pin.resolved_at is not None]
+        resolved_at, digest = max(dated, default=(since, None), key=lambda each: each[0])
+        if digest is None or resolved_at < since:
+            return None
+        return Pin(image.text, digest, Source.STALE, resolved_at)
+
+    async def record(
+        self, settled: Mapping[Image, Pin | Failure], *, dry_run: bool, within: float
+    ) -> dict[Image, Pin | Failure]:
+        """Write what is new; return what the images are settled to by what is then recorded."""
+        if self._entry is None:
+            return {}
+        new = {
+            image: pin
+            for image, pin in settled.items()
+            if isinstance(pin, Pin)
+            and pin.source is not Source.GIVEN
+            and image.text == pin.image
+            and self._recorded(pin.image) is None
+        }
+        if not new:
+            return {}
+        revision = self._entry.revision
+        try:
+            if dry_run:
+                before = self._entry.record or ImagePin(revision, {})
+                written = before.with_pins(new.values())
+            else:
+                written = await self._ledger.write(revision, tuple(new.values()), within=within)
+        except Unrecorded as error:
+            self._unrecorded, self._is_fault = str(error), error.is_fault
+            return {}
+        except Unresolvable as error:
+            return {image: _unreadable(image, error) for image in new}
+        self._take(written)
+        left_out = [pin for pin in new.values() if self._recorded(pin.image) is None]
+        if left_out and not self._is_fault:
+            self._unrecorded, self._is_fault = _no_room(revision, left_out), True
+        return {
+            image: _from_ledger(recorded)
+            for image, pin in new.items()
+            if (recorded := self._recorded(pin.image)) and recorded.digest != pin.digest
+        }
+
+    @property
+    def standing(self) -> Standing:
+        """What there is to say about the pod's revision."""
+        if self._entry is None:
+            return Standing(unrecorded=self._unrecorded)
+        return Standing(
+            self._entry.revision,
+            is_recorded=self._entry.record is not None,
+            unrecorded=self._unrecorded,
+            is_fault=self._is_fault,
+        )
+
+    def _take(self, record: ImagePin | None) -> None:
+        """Go on with a record as the cluster has it, if it is the revision's."""
+        if self._entry is None or record is None:
+            return
+        if record.is_of(self._entry.revision):
+            self._entry = replace(self._entry, record=record)
+            return
+        # Its name has a short hash, and whoever may write ImagePins can choose one.
+        name = self._entry.revision.record_name
+        self._entry = replace(self._entry, record=None)
+        self._unrecorded, self._is_fault = f"ImagePin {name} is of another revision", True
+
+    def _recorded(self, text: str) -> Pin | None:
+        if self._entry is None or self._entry.record is None:
+            return None
+        return self._entry.record.pins.get(text)
+
+    def _running(self, image: Image, ref: Reference) -> frozenset[Digest]:
+        return running_digests(self._siblings, image, ref)
+
+
+def _from_ledger(recorded: Pin) -> Pin:
+    return replace(recorded, source=Source.LEDGER)
+
+
+def _unreadable(image: Image, error: Unresolvable) -> Failure:
+    """Resolving anew instead would break the promise, and nobody would notice."""
+    message = f"{shortened(image.text)} has no digest, since the ledger is unreadable: {error}"
+    return Failure(image.text, Reason.LEDGER, message)
+
+
+def _no_room(revision: Revision, pins: Sequence[Pin]) -> str:
+    images = ", ".join(shortened(pin.image) for pin in pins[:MAX_TOLD])
+    return (
+        f"ImagePin {revision.record_name} has no room (it takes {MAX_PINS} images of "
+        f"{MAX_REFERENCE} characters) for {images}"
+    )
