@@ -3,7 +3,7 @@
 The Protocol that this needs is here too; `cluster.ledger` implements it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol, Self
@@ -72,25 +72,31 @@ class Page:
         ledger: Ledger,
         entry: Entry | None = None,
         *,
-        siblings: Sequence[Pod] = (),
         failure: Unresolvable | None = None,
         unrecorded: str = "",
     ) -> None:
         self._ledger = ledger
         self._entry = entry
-        self._siblings = siblings
+        self._siblings: Sequence[Pod] = ()
         self._failure = failure
         self._unrecorded = unrecorded
         self._is_fault = False
 
     @classmethod
     async def open(
-        cls, ledger: Ledger, kinds: Kinds, admission: Admission, *, within: float
+        cls,
+        ledger: Ledger,
+        kinds: Kinds,
+        admission: Admission,
+        texts: Iterable[str],
+        *,
+        within: float,
     ) -> Self:
-        """Find what the ledger has for the pod. What goes wrong is told image by image.
+        """Find what the ledger has for the images `texts` of a pod.
 
-        A pod that may not speak for a revision is its own, as one without a revision is. So are
-        images that are changed by hand: they never enter a record.
+        What goes wrong is told image by image. A pod that may not speak for a revision is its
+        own, as one without a revision is. So are images that are changed by hand: they never
+        enter a record.
         """
         if admission.operation != "CREATE" or admission.subresource:
             return cls(ledger)
@@ -101,15 +107,17 @@ class Page:
             if claimed is None:
                 return cls(ledger)
             entry = await ledger.look_up(claimed, within=within)
-            siblings: Sequence[Pod] = ()
-            if entry.record is None and entry.has_pods:
-                siblings = await ledger.siblings(claimed, within=within)
         except Unproven as error:
             return cls(ledger, unrecorded=str(error))
         except Unresolvable as error:
             return cls(ledger, failure=error)
-        page = cls(ledger, entry, siblings=siblings)
+        page = cls(ledger, entry)
         page._take(entry.record)
+        if not all(map(page._recorded, texts)) and (entry.record or entry.has_pods):
+            try:
+                page._siblings = await ledger.siblings(claimed, within=within)
+            except Unresolvable as error:
+                page._failure = error
         return page
 
     @property
@@ -119,10 +127,10 @@ class Page:
 
     def pin(self, image: Image, ref: Reference) -> Pin | Failure | None:
         """The digest that the revision has for an image already; None where it has none."""
-        if self._failure is not None:
-            return _unreadable(image, self._failure)
         if (recorded := self._recorded(image.text)) is not None:
             return _from_ledger(recorded)
+        if self._failure is not None:
+            return _unreadable(image, self._failure)
         match tuple(self._running(image, ref)):
             case (digest,):
                 return Pin(image.text, digest, Source.SIBLINGS)
@@ -139,17 +147,19 @@ class Page:
             return None
         return claimed if claimed == recorded else _from_ledger(recorded)
 
-    def max_age(self, now: datetime, *, freshness: float, cache_ttl: float) -> float:
+    def max_age(
+        self, now: datetime, *, arrived: datetime, freshness: float, cache_ttl: float
+    ) -> float:
         """How many seconds old an answer of a registry may be for a new image of the pod.
 
         A new revision takes none from before it was created, or a build that was pushed for it
-        might be missed.
+        might be missed. It was there a second after its timestamp, and when its pod `arrived`.
         """
         if self._entry is None:
             return freshness
         if self._entry.record is not None:
             return cache_ttl
-        age = (now - self._entry.created - _STAMP).total_seconds()
+        age = (now - min(arrived, self._entry.created + _STAMP)).total_seconds()
         return min(freshness, max(0.0, age))
 
     async def last_recorded(self, image: Image, *, since: datetime, within: float) -> Pin | None:

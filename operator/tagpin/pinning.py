@@ -126,14 +126,15 @@ class Pinner:
         ):
             return Verdict(Result.UNTOUCHED)
         seconds = self._budget if budget is None else min(budget, self._budget)
-        deadline = Deadline(asyncio.get_running_loop().time() + seconds)
+        arrived, deadline = self._now(), Deadline(asyncio.get_running_loop().time() + seconds)
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
         subjects = _subjects(admission)
         settled, unsettled = self._parse(subjects, admission, claims)
         page, faults, remarks = Page(self._ledger), list[Exception](), tuple[str, ...]()
         if unsettled:
+            tags = [image.text for image, ref in unsettled.items() if ref.digest is None]
             page = await Page.open(
-                self._ledger, self._kinds, admission, within=deadline.remaining()
+                self._ledger, self._kinds, admission, tags, within=deadline.remaining()
             )
             for image, ref in tuple(unsettled.items()):
                 if known := _known(image, ref, claims.get(image.name), page):
@@ -150,6 +151,7 @@ class Pinner:
                         claims.get(image.name),
                         access=access,
                         page=page,
+                        arrived=arrived,
                         deadline=deadline,
                     )
                     for image, ref in unsettled.items()
@@ -224,13 +226,16 @@ class Pinner:
         *,
         access: Access,
         page: Page,
+        arrived: datetime,
         deadline: Deadline,
     ) -> Pin | Failure:
         """Find the digest of one image. A failure of one must not end the others."""
         if ref.digest is not None:
             return self._confirmed(claim, access) or Pin(image.text, ref.digest, Source.GIVEN)
         now = self._now()
-        max_age = page.max_age(now, freshness=self._freshness, cache_ttl=self._cache_ttl)
+        max_age = page.max_age(
+            now, arrived=arrived, freshness=self._freshness, cache_ttl=self._cache_ttl
+        )
         try:
             resolution = await self._resolver.resolve(
                 # Some time must be left to record the answer.
