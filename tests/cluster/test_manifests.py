@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from cluster.controlplane import ControlPlane
+from cluster.namespaces import NewNamespace, deployment
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BASE = str(MANIFESTS / "base")
@@ -195,6 +196,41 @@ class TestInstallation:
         scope = ("-n", namespace) if namespace else ()
         question = ("auth", "can-i", verb, resource, *scope, "--as", ACCOUNT)
         assert control_plane.kubectl(*question, check=False).stdout.strip() == allowed
+
+    def test_its_token_may_write_a_record_and_say_whose_it_is(
+        self, control_plane: ControlPlane, new_namespace: NewNamespace
+    ) -> None:
+        """OwnerReferencesPermissionEnforcement asks for more where an owner is to be held back."""
+        shop = new_namespace()
+        shop.create(deployment("web", {"web": TAG}, replicas=0))
+        workload = shop.get("deployments/web", "apis/apps/v1")
+        owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}
+        owner["uid"] = workload["metadata"]["uid"]
+        image = {"reference": TAG, "digest": f"sha256:{'0' * 64}", "source": "registry"}
+        record = {
+            "apiVersion": "tagpin.dev/v1alpha1",
+            "kind": "ImagePin",
+            "metadata": {"name": "web-1", "ownerReferences": [owner]},
+            "spec": {
+                "workload": owner,
+                "revision": {"kind": "ReplicaSet", "name": "web-1", "hash": "1"},
+                "images": [image],
+            },
+        }
+        token = control_plane.kubeconfig_for_token(control_plane.token(SYSTEM, "tagpin"))
+        path = f"/apis/tagpin.dev/v1alpha1/namespaces/{shop.name}/imagepins"
+
+        shop.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(record), kubeconfig=token)
+
+        (stored,) = shop.image_pins()
+        stored["spec"]["images"].append(image | {"reference": f"{TAG}2"})
+        changed = json.dumps(stored)
+        one = ("--raw", f"{path}/web-1")
+        shop.kubectl("replace", *one, "-f", "-", input=changed, kubeconfig=token)
+        listed = shop.kubectl("get", "--raw", f"{path}?limit=1", kubeconfig=token).output
+        assert json.loads(listed)["items"][0]["spec"] == stored["spec"]
+        shop.kubectl("delete", *one, kubeconfig=token)
+        assert not shop.image_pins()
 
 
 TAG = "registry.test/web:1"
