@@ -102,7 +102,7 @@ class Namespace:
     # What kubelets do, beyond what kwok does by itself
 
     def report_image_ids(self, pod: str, image_ids: Mapping[str, str]) -> None:
-        """Report what the containers (name → imageID) of a running pod run.
+        """Report what the containers (name → imageID) of a running pod run, init containers too.
 
         kwok reports no imageID, and leaves one that it finds. Containers that `image_ids` does
         not name keep what they have.
@@ -110,13 +110,15 @@ class Namespace:
         running = eventually(
             lambda: self.pod(pod), lambda found: found["status"]["phase"] == "Running"
         )
-        statuses = running["status"]["containerStatuses"]
-        unknown = set(image_ids) - {each["name"] for each in statuses}
+        kinds = ("containerStatuses", "initContainerStatuses")
+        statuses = {kind: running["status"].get(kind, []) for kind in kinds}
+        unknown = set(image_ids) - {each["name"] for kind in kinds for each in statuses[kind]}
         assert not unknown, f"{pod} has no container {unknown}"
-        reported = [
-            each | {"imageID": image_ids.get(each["name"], each["imageID"])} for each in statuses
-        ]
-        self._patch_status(pod, {"containerStatuses": reported})
+        reported = {
+            kind: [each | {"imageID": image_ids.get(each["name"], each["imageID"])} for each in of]
+            for kind, of in statuses.items()
+        }
+        self._patch_status(pod, reported)
 
     def fail_pod(self, name: str) -> None:
         """Report that a pod has ended, and badly.

@@ -14,6 +14,7 @@ from cluster.namespaces import (
     eventually,
     images,
     job,
+    pod,
     replica_set,
     stateful_set,
 )
@@ -143,24 +144,25 @@ def test_a_job_whose_pod_fails_makes_another(new_namespace: NewNamespace) -> Non
 
 def test_an_image_id_that_is_reported_stays(new_namespace: NewNamespace) -> None:
     namespace = new_namespace()
-    namespace.create(deployment("web", {"app": IMAGE, "side": IMAGE}))
-    namespace.wait_for_rollout("deployment/web")
-    (running,) = namespace.pods("app=web")
-    assert image_ids(running) == {"app": "", "side": ""}
-    name = running["metadata"]["name"]
-    reported = f"registry.test/app@sha256:{'a' * 64}"
+    namespace.create(pod("web", {"app": IMAGE, "side": IMAGE}, init={"setup": IMAGE}))
+    namespace.kubectl("wait", "pod/web", "--for=condition=ready", "--timeout=60s")
+    assert image_ids(namespace.pod("web")) == {"app": "", "side": "", "setup": ""}
+    app, setup = (f"registry.test/app@sha256:{digit * 64}" for digit in "ab")
 
-    namespace.report_image_ids(name, {"app": reported})
-    namespace.kubectl("label", "pod", name, "kwok=look")  # it has a reason to look at the pod again
-    namespace.create(deployment("later", {"app": IMAGE}))
-    namespace.wait_for_rollout("deployment/later")  # and has looked at what came later
+    namespace.report_image_ids("web", {"app": app, "setup": setup})
+    namespace.kubectl("label", "pod/web", "team=shop")  # kwok looks at the pod again,
+    namespace.create(pod("later", {"app": IMAGE}))  # and has done so when it has seen a later one
+    namespace.kubectl("wait", "pod/later", "--for=condition=ready", "--timeout=60s")
 
-    assert image_ids(namespace.pod(name)) == {"app": reported, "side": ""}
-    assert namespace.pod(name)["status"]["phase"] == "Running"
+    found = namespace.pod("web")
+    assert image_ids(found) == {"app": app, "side": "", "setup": setup}
+    assert found["status"]["phase"] == "Running"
 
 
 def image_ids(pod: Object) -> dict[str, str]:
-    return {each["name"]: each["imageID"] for each in pod["status"]["containerStatuses"]}
+    status = pod["status"]
+    statuses = [*status["containerStatuses"], *status["initContainerStatuses"]]
+    return {each["name"]: each["imageID"] for each in statuses}
 
 
 def test_kubectl_debug_adds_an_ephemeral_container(control_plane: ControlPlane) -> None:

@@ -1,14 +1,17 @@
-"""The installation that other tests use: replicas, and the Service before them."""
+"""What other tests are built on: replicas, the Service before them, registries that go away."""
 
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import pytest
 
 from cluster.controlplane import ControlPlane
+from cluster.images import MANIFEST, digest
 from cluster.installation import SERVICE_ACCOUNT, Install, Installation
 from cluster.namespaces import (
     NewNamespace,
@@ -22,6 +25,23 @@ from cluster.namespaces import (
 from cluster.programs import LOOPBACK
 from cluster.registries import Registries
 from cluster.service import Endpoint, Service
+
+RECORD = {
+    "apiVersion": "tagpin.dev/v1alpha1",
+    "kind": "ImagePin",
+    "metadata": {"name": "web-1"},
+    "spec": {
+        "workload": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "1"},
+        "revision": {"kind": "ReplicaSet", "name": "web-1", "hash": "1"},
+        "images": [
+            {
+                "reference": "registry.test/web:1",
+                "digest": f"sha256:{'a' * 64}",
+                "source": "registry",
+            }
+        ],
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +104,29 @@ class TestReplicas:
         assert ("get", "tagpin-system", "tagpin-tls") in {
             (each.verb, each.namespace, each.name) for each in asked
         }
+
+    def test_records_are_found(
+        self, installation: Installation, new_namespace: NewNamespace
+    ) -> None:
+        namespace, other = new_namespace(), new_namespace()
+        namespace.create(RECORD)
+        (found,) = namespace.image_pins()
+        assert found["spec"] == RECORD["spec"]
+        assert other.image_pins() == []
+
+
+def test_a_registry_that_was_away_has_its_images_and_knows_what_it_was_asked(
+    registries: Registries,
+) -> None:
+    store = registries.public
+    app = store.push("away:1")
+    with store.away(), pytest.raises(URLError):
+        store.push("away:1")
+    url = f"{store.registry.url}/v2/away/manifests/{app.digest}"
+    asked = Request(url, headers={"Accept": MANIFEST})  # noqa: S310 - the URL is the test's own
+    with urlopen(asked) as answer:  # noqa: S310 - the same
+        assert digest(answer.read()) == app.digest
+    assert store.questions("away") == [app.digest]
 
 
 def pod_with_any_name(image: str) -> dict[str, object]:
