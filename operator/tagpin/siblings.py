@@ -48,7 +48,8 @@ def _pulled(sibling: Pod, name: str, ref: Reference) -> Digest | None:
 def _statuses(sibling: Pod) -> Iterator[Mapping[str, Any]]:
     status = sibling.get("status")
     for field in ("containerStatuses", "initContainerStatuses"):
-        for each in status.get(field) or [] if isinstance(status, Mapping) else []:
+        statuses = status.get(field) if isinstance(status, Mapping) else None
+        for each in statuses if isinstance(statuses, list) else []:
             if isinstance(each, Mapping):
                 yield each
 
