@@ -30,11 +30,14 @@ class ImagePin:
         try:
             spec = found["spec"]
             revision = Revision(
-                found["metadata"]["namespace"],
+                _text(found["metadata"], "namespace"),
                 Owner.from_reference(spec["workload"]),
-                *(spec["revision"][field] for field in ("kind", "name", "hash")),
+                *(_text(spec["revision"], field) for field in ("kind", "name", "hash")),
             )
-            pins = [Pin.from_json({"image": each["reference"], **each}) for each in spec["images"]]
+            pins = [
+                Pin.from_json({**each, "image": _text(each, "reference")})
+                for each in spec["images"]
+            ]
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no ImagePin: {error!r}") from error
         return cls(revision, {pin.image: pin for pin in pins})
@@ -86,3 +89,10 @@ def is_orphan(found: Mapping[str, Any]) -> bool:
     uid = ImagePin.from_object(found).revision.workload.uid
     owners = found["metadata"].get("ownerReferences") or []
     return all(workload.Owner.from_reference(owner).uid != uid for owner in owners)
+
+
+def _text(fields: Mapping[str, Any], key: str) -> str:
+    text = fields[key]
+    if not isinstance(text, str):
+        raise TypeError(f"{key} is no text")
+    return text
