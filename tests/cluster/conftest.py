@@ -10,7 +10,7 @@ import pytest
 
 from cluster.controlplane import PROGRAMS, ControlPlane
 from cluster.installation import Install, Installation
-from cluster.namespaces import Namespace, NewNamespace
+from cluster.namespaces import Namespace, NewNamespace, eventually
 from cluster.programs import CraneRegistry, Distribution
 from cluster.registries import PASSWORDS, Registries
 from cluster.requirement import require_programs
@@ -70,6 +70,10 @@ def install(control_plane: ControlPlane, registries: Registries) -> Install:
             control_plane, settings=registries.settings | settings, replicas=replicas
         )
         with running:
+            # While its cache fills, lists of a kind that is new are refused (429).
+            eventually(
+                lambda: control_plane.get("/apis/tagpin.dev/v1alpha1/imagepins")[0] == 200, bool
+            )
             yield running
             running.stop()  # whatever it has still to say
             log = running.log_text()
