@@ -27,6 +27,9 @@ MERGE = "application/strategic-merge-patch+json"
 TLS_GOODBYE = 0.25
 """Seconds that cut-off connections get to close."""
 
+MAX_TOLD = 500
+"""Characters of a refusal that are repeated: admission webhooks of others may write it."""
+
 
 async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> ApiClient:
     """A client of the cluster that the kubeconfig names, else of the one that we run in.
@@ -147,6 +150,6 @@ def _status(error: ApiException) -> tuple[str, str, tuple[str, ...]]:
         status = orjson.loads(error.body or "")
         details = status.get("details") or {}
         causes = tuple(str(cause.get("reason", "")) for cause in details.get("causes") or ())
-        return str(status["message"]), str(details.get("name", "")), causes
+        return str(status["message"])[:MAX_TOLD], str(details.get("name") or ""), causes
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         return error.reason or "no reason given", "", ()

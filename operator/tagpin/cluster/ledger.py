@@ -1,8 +1,9 @@
 """The ledger in the cluster: ImagePins, and the objects that bear out who a record is of."""
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
+import aiohttp
 import orjson
 from kubernetes.aio.client import ApiClient, ApiException, CoreV1Api, CustomObjectsApi
 
@@ -29,13 +31,29 @@ HELD = 5.0
 """Seconds for which a list is held: of siblings, or of a workload's records."""
 MISMATCH = 2.0
 """Seconds for which a claim that did not hold is not looked into again."""
-MAX_LISTED = 500
-"""Siblings, or records of a workload, that are looked at."""
+MAX_SIBLINGS = 100
+"""Siblings of a pod that are looked at."""
+MAX_RECORDS = 500
+"""Records of a workload that are looked at."""
+MAX_LIST = 16 * 1024 * 1024
+"""Bytes of a list. Whoever may create pods decides how large one of them is."""
 MAX_LISTS = 100
 MAX_TRIES = 5
 """Attempts to write one record while others write it too."""
 
 _TERMINATING = "NamespaceTerminating"
+_OUTLINE = {
+    "spec": {
+        "containers": ("name", "image"),
+        "initContainers": ("name", "image"),
+        "ephemeralContainers": ("name", "image"),
+        "volumes": ("name", "image"),
+    },
+    "status": {
+        "containerStatuses": ("name", "imageID"),
+        "initContainerStatuses": ("name", "imageID"),
+    },
+}
 
 
 class Write(StrEnum):
@@ -46,6 +64,7 @@ class Write(StrEnum):
     CONFLICT = "conflict"
     """Another replica was faster; what it wrote stands."""
     FAILED = "failed"
+    """And somebody should look: that a namespace is going away is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,22 @@ class _Proof:
     revision: Revision
     created: datetime
     has_pods: bool
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a record while it is being written."""
+
+    record: ImagePin | None = None
+    is_current: bool = True
+    """False once others wrote it, until it is read."""
+
+    def excludes(self, pins: Sequence[Pin]) -> bool:
+        """Whether there is, or may be, another digest for one of the pins."""
+        recorded = {} if self.record is None else self.record.pins
+        return not self.is_current or any(
+            recorded[pin.image].digest != pin.digest for pin in pins if pin.image in recorded
+        )
 
 
 class ClusterLedger:
@@ -78,6 +113,7 @@ class ClusterLedger:
         self._objects = CustomObjectsApi(client)
         self._core = CoreV1Api(client)
         self._record_ttl = record_ttl
+        self._clock = clock
         self._observe_write = observe_write
         self._proofs: Cache[Claim, _Proof] = Cache(
             maxsize=size,
@@ -93,45 +129,45 @@ class ClusterLedger:
 
     async def look_up(self, claimed: Claim, *, within: float) -> Entry:
         """Prove a claim, and find the revision's record (`tagpin.ledger.Ledger`)."""
-        async with _reading(within):
-            proof, is_new = await self._proof(claimed, max_age=self._record_ttl)
-            record = await self._record(proof.revision)
-            if record is None and not is_new:
-                # Whether the revision has pods by now must not be taken from memory.
-                proof, _ = await self._proof(claimed, max_age=0.0)
-                record = await self._record(proof.revision)
-        return Entry(proof.revision, record, proof.created, proof.has_pods)
+        try:
+            async with _reading(within):
+                return await self._look_up(claimed)
+        except Unresolvable:
+            if (remembered := self._remembered(claimed)) is None:
+                raise
+            return remembered
 
     async def siblings(self, claimed: Claim, *, within: float) -> Sequence[Pod]:
-        """The pods of a claim's owner that have its hash; at most `MAX_LISTED`."""
+        """At most `MAX_SIBLINGS` pods of a claim's owner with its hash: their images and status."""
 
         async def load() -> Sequence[Pod]:
             async with asking(f"list the pods of {claimed.owner}", seconds=ATTEMPT):
-                response = await self._core.list_namespaced_pod_without_preload_content(
-                    claimed.namespace, label_selector=claimed.selector, limit=MAX_LISTED
+                pods = await _listed(
+                    self._core.list_namespaced_pod_without_preload_content(
+                        claimed.namespace, label_selector=claimed.selector, limit=MAX_SIBLINGS
+                    )
                 )
-                body = await response.text()
-                if not response.ok:
-                    raise ApiException(status=response.status, reason=response.reason, body=body)
-                pods = orjson.loads(body)["items"]
-            owners = ((pod, workload.controller(pod)) for pod in pods)
-            return [pod for pod, owner in owners if owner and owner.uid == claimed.owner.uid]
+                owners = ((pod, workload.controller(pod)) for pod in pods)
+                uid = claimed.owner.uid
+                return [_outline(pod) for pod, owner in owners if owner and owner.uid == uid]
 
         async with _reading(within):
             return (await self._siblings.get(claimed, load)).value
 
     async def history(self, revision: Revision, *, within: float) -> Sequence[ImagePin]:
-        """The records of a revision's workload; at most `MAX_LISTED`."""
+        """The records of a revision's workload; at most `MAX_RECORDS`."""
         uid = revision.workload.uid
 
         async def load() -> Sequence[ImagePin]:
-            async with asking(f"list the ImagePins of {revision.workload}", seconds=ATTEMPT):
-                found: Any = await self._objects.list_namespaced_custom_object(
-                    *(GROUP, VERSION, revision.namespace, PLURAL),
-                    field_selector=f"spec.workload.uid={uid}",
-                    limit=MAX_LISTED,
+            async with _asking_for_records(f"list the ImagePins of {revision.workload}"):
+                found = await _listed(
+                    self._objects.list_namespaced_custom_object_without_preload_content(
+                        *(GROUP, VERSION, revision.namespace, PLURAL),
+                        field_selector=f"spec.workload.uid={_escaped(uid)}",
+                        limit=MAX_RECORDS,
+                    )
                 )
-                records = [ImagePin.from_object(each) for each in found["items"]]
+                records = [ImagePin.from_object(each) for each in found]
             return [record for record in records if record.revision.workload.uid == uid]
 
         async with _reading(within):
@@ -139,17 +175,19 @@ class ClusterLedger:
 
     async def write(self, revision: Revision, pins: Sequence[Pin], *, within: float) -> ImagePin:
         """Create the record, or append to it (`tagpin.ledger.Ledger`)."""
-        conflicts: list[ClusterError] = []
+        known = _Known()
         try:
             async with asyncio.timeout(within):
-                return await self._write(revision, pins, conflicts)
+                return await self._write(revision, pins, known)
         except (ClusterError, TimeoutError) as error:
-            self._observe_write(Write.FAILED)
             told = str(error) or f"cannot write {_told(revision)}: it took too long"
-            if conflicts:  # there is an answer already, so ours must not be another one
+            is_fault = not (isinstance(error, ClusterError) and _is_going(revision, error))
+            if known.excludes(pins):
+                self._observe_write(Write.FAILED)
                 raise Unresolvable(Reason.LEDGER, told) from error
-            is_expected = isinstance(error, ClusterError) and _TERMINATING in error.causes
-            raise Unrecorded(told, is_fault=not is_expected) from error
+            if is_fault:
+                self._observe_write(Write.FAILED)
+            raise Unrecorded(told, is_fault=is_fault) from error
 
     async def close(self) -> None:
         """End what is under way."""
@@ -158,26 +196,47 @@ class ClusterLedger:
         for cache in caches:
             await cache.aclose()
 
+    async def _look_up(self, claimed: Claim) -> Entry:
+        """What the cluster has of a claimed revision, as far as memory must not say it."""
+        began = self._clock()
+        proof, is_new = await self._proof(claimed, max_age=self._record_ttl)
+        record = await self._record(proof.revision)
+        if record is None and not is_new:
+            # Whether the revision has pods by now must not be taken from memory. What another
+            # call has read since this one began will do.
+            before = proof.revision
+            proof, _ = await self._proof(claimed, max_age=self._clock() - began)
+            if proof.revision != before:
+                record = await self._record(proof.revision)
+        return _entry(proof, record)
+
+    def _remembered(self, claimed: Claim) -> Entry | None:
+        """The entry as it was once, if it has a record: pods or no pods must not be remembered."""
+        if (proof := self._proofs.peek(claimed)) is None:
+            return None
+        if (record := self._records.stale(_key(proof.value.revision))) is None:
+            return None
+        return _entry(proof.value, record.value)
+
     async def _proof(self, claimed: Claim, *, max_age: float) -> tuple[_Proof, bool]:
         """What bears out a claim, and whether that was read just now."""
 
         async def load() -> _Proof:
             owner, history = await asyncio.gather(
-                self._object(claimed, claimed.kind.plural, claimed.owner.name),
-                self._object(claimed, "controllerrevisions", claimed.history),
+                self._named(claimed, claimed.kind.plural, claimed.owner.name),
+                self._named(claimed, "controllerrevisions", claimed.history),
             )
             revision = proven(claimed, owner, history)
-            return _Proof(revision, created(history or owner), counts_pods(owner))
+            try:
+                return _Proof(revision, created(history or owner), counts_pods(owner))
+            except ValueError as error:
+                message = f"{revision.kind} {revision.name} has no time of creation"
+                raise ClusterError(message) from error
 
-        try:
-            answer = await self._proofs.get(claimed, load, max_age=max_age)
-        except ClusterError:
-            if (known := self._proofs.stale(claimed)) is None:
-                raise
-            answer = known
-        return answer.value, answer.use not in (Use.HIT, Use.STALE)
+        answer = await self._proofs.get(claimed, load, max_age=max_age)
+        return answer.value, answer.use is not Use.HIT
 
-    async def _object(self, claimed: Claim, plural: str, name: str | None) -> Mapping[str, Any]:
+    async def _named(self, claimed: Claim, plural: str, name: str | None) -> Mapping[str, Any]:
         """An object of the owner's API group; empty without a name."""
         if name is None:
             return {}
@@ -185,14 +244,15 @@ class ClusterLedger:
         request = f"read {plural} {claimed.namespace}/{name}"
         try:
             async with asking(request, seconds=ATTEMPT):
-                found: Any = await self._objects.get_namespaced_custom_object(
-                    group, version, claimed.namespace, plural, name
+                return _json_object(
+                    await self._objects.get_namespaced_custom_object(
+                        group, version, claimed.namespace, plural, name
+                    )
                 )
         except ClusterError as error:
             if error.is_absence_of(name):
                 raise Unproven(f"there is no {name} among the {plural} of the namespace") from None
             raise
-        return dict(found)
 
     async def _record(self, revision: Revision) -> ImagePin | None:
         """The record of a revision, from memory if it is young, else as the API server has it."""
@@ -200,75 +260,88 @@ class ClusterLedger:
         async def load() -> ImagePin:
             return _parsed(await self._found(revision))
 
-        key = (revision.namespace, revision.record_name)
         try:
-            return (await self._records.get(key, load, max_age=self._record_ttl)).value
-        except ClusterError as error:
-            if _is_no_record(error):
-                return None
-            if (known := self._records.stale(key)) is None:
-                raise
-            return known.value
-
-    async def _read(self, revision: Revision) -> dict[str, Any] | None:
-        """The object itself, as it is now; None where the API server says that there is none."""
-        try:
-            return await self._found(revision)
+            answer = await self._records.get(_key(revision), load, max_age=self._record_ttl)
         except ClusterError as error:
             if _is_no_record(error):
                 return None
             raise
+        return answer.value
 
     async def _found(self, revision: Revision) -> dict[str, Any]:
+        """The object itself. That there is none is the only error with status 404."""
         name = revision.record_name
-        try:
-            async with asking(f"read {_told(revision)}", seconds=ATTEMPT):
-                found: Any = await self._objects.get_namespaced_custom_object(
+        async with _asking_for_records(f"read {_told(revision)}", name):
+            return _json_object(
+                await self._objects.get_namespaced_custom_object(
                     GROUP, VERSION, revision.namespace, PLURAL, name
                 )
-        except ClusterError as error:
-            if error.status == HTTPStatus.NOT_FOUND and not error.is_absence_of(name):
-                message = f"{error}; is the CRD {PLURAL}.{GROUP} installed (manifests/crd)?"
-                raise ClusterError(message) from error
-            raise
-        return dict(found)
-
-    async def _write(
-        self, revision: Revision, pins: Sequence[Pin], conflicts: list[ClusterError]
-    ) -> ImagePin:
-        """Write until it holds; `conflicts` is told of every time that others were faster."""
-        key = (revision.namespace, revision.record_name)
-        found = None if self._records.peek(key) is None else await self._read(revision)
-        while True:
-            record = ImagePin(revision, {}) if found is None else _parsed(found)
-            more = record.with_pins(pins) if record.is_of(revision) else record
-            try:
-                if len(more.pins) > len(record.pins):
-                    await self._put(more, found)
-                    self._observe_write(Write.APPENDED if found else Write.CREATED)
-            except ClusterError as error:
-                if error.status != HTTPStatus.CONFLICT or len(conflicts) == MAX_TRIES:
-                    raise
-                conflicts.append(error)
-                self._observe_write(Write.CONFLICT)
-                found = await self._read(revision)
-            else:
-                self._records.keep(key, more)
-                return more
-
-    async def _put(self, record: ImagePin, found: dict[str, Any] | None) -> None:
-        """Create the object, or append to the one that was found what it has not."""
-        where = (GROUP, VERSION, record.revision.namespace, PLURAL)
-        async with asking(f"write {_told(record.revision)}", seconds=ATTEMPT):
-            if found is None:
-                await self._objects.create_namespaced_custom_object(*where, record.to_object())
-                return
-            images = found["spec"]["images"]
-            new = tuple(record.pins.values())[len(images) :]
-            found["spec"]["images"] = [*images, *map(entry, new)]
-            await self._objects.replace_namespaced_custom_object(
-                *where, record.revision.record_name, found
             )
+
+    async def _write(self, revision: Revision, pins: Sequence[Pin], known: _Known) -> ImagePin:
+        """Write until it holds; what is found meanwhile becomes `known`."""
+        key, refusals = _key(revision), list[ClusterError]()
+        found = None if self._records.peek(key) is None else await self._reread(revision, known)
+        while True:
+            record = known.record or ImagePin(revision, {})
+            wanted = record.with_pins(pins) if record.is_of(revision) else record
+            new = [pin for image, pin in wanted.pins.items() if image not in record.pins]
+            if not new:
+                return record
+            if len(refusals) == MAX_TRIES:
+                raise refusals[-1]
+            try:
+                written = await self._put(wanted, found, new)
+            except ClusterError as error:
+                refusals.append(error)
+                if error.status == HTTPStatus.CONFLICT:
+                    self._observe_write(Write.CONFLICT)
+                    known.is_current = False
+                elif not error.is_absence_of(revision.record_name):  # else: deleted on purpose
+                    raise
+                found = await self._reread(revision, known)
+            else:
+                self._observe_write(Write.CREATED if found is None else Write.APPENDED)
+                self._records.keep(key, written)
+                return written
+
+    async def _reread(self, revision: Revision, known: _Known) -> dict[str, Any] | None:
+        """The object as it is now; None where the API server says that there is none."""
+        try:
+            found = await self._found(revision)
+        except ClusterError as error:
+            if not _is_no_record(error):
+                raise
+            self._records.forget(_key(revision))
+            known.record, known.is_current = None, True
+            return None
+        known.is_current = False  # until it is understood
+        known.record = _parsed(found)
+        known.is_current = True
+        self._records.keep(_key(revision), known.record)
+        return found
+
+    async def _put(
+        self, record: ImagePin, found: dict[str, Any] | None, new: Sequence[Pin]
+    ) -> ImagePin:
+        """Create the object, or append what is new to the one that was found; return the result."""
+        name, namespace = record.revision.record_name, record.revision.namespace
+        where = (GROUP, VERSION, namespace, PLURAL)
+        async with _asking_for_records(f"write {_told(record.revision)}", name, namespace):
+            answer: Any
+            if found is None:
+                made = record.to_object()
+                answer = await self._objects.create_namespaced_custom_object(*where, made)
+            else:
+                # Whole: with its resourceVersion, and with fields that only newer versions know.
+                images = [*found["spec"]["images"], *map(entry, new)]
+                more = {**found, "spec": {**found["spec"], "images": images}}
+                answer = await self._objects.replace_namespaced_custom_object(*where, name, more)
+            return ImagePin.from_object(_json_object(answer))
+
+
+def _entry(proof: _Proof, record: ImagePin | None) -> Entry:
+    return Entry(proof.revision, record, proof.created, proof.has_pods)
 
 
 def _held(clock: Callable[[], float]) -> Cache[Any, Any]:
@@ -288,6 +361,65 @@ async def _reading(within: float) -> AsyncIterator[None]:
         raise Unresolvable(Reason.LEDGER, str(error)) from error
 
 
+@asynccontextmanager
+async def _asking_for_records(request: str, *names: str) -> AsyncIterator[None]:
+    """As `asking`. A 404 counts as one only where it says that one of `names` does not exist.
+
+    A proxy answers so too, and the API server where it knows of no records at all.
+    """
+    try:
+        async with asking(request, seconds=ATTEMPT):
+            yield
+    except ClusterError as error:
+        if error.status != HTTPStatus.NOT_FOUND or any(map(error.is_absence_of, names)):
+            raise
+        message = f"{error}; is the CRD {PLURAL}.{GROUP} installed (manifests/crd)?"
+        raise ClusterError(message) from error
+
+
+async def _listed(opening: Awaitable[aiohttp.ClientResponse]) -> list[dict[str, Any]]:
+    """The items of a list, which is read no further than `MAX_LIST`; within `asking`."""
+    async with await opening as response:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > MAX_LIST:
+                raise ValueError(f"the list has more than {MAX_LIST} bytes")
+    if not response.ok:
+        text = body.decode(errors="replace")
+        raise ApiException(status=response.status, reason=response.reason, body=text)
+    items = _json_object(orjson.loads(body)).get("items")
+    if not isinstance(items, list):
+        raise ValueError("no list")  # noqa: TRY004 all bad answers are one error
+    return [_json_object(item) for item in items]
+
+
+def _json_object(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise ValueError("no object")  # noqa: TRY004 all bad answers are one error
+    return answer
+
+
+def _outline(pod: Pod) -> Pod:
+    """What `tagpin.siblings` asks of a pod: the rest may be large, and lists are held."""
+    try:
+        return {
+            place: {
+                field: [{key: each[key] for key in keys if key in each} for each in items]
+                for field, keys in fields.items()
+                if (items := pod[place].get(field))
+            }
+            for place, fields in _OUTLINE.items()
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("no pod") from error
+
+
+def _escaped(text: str) -> str:
+    """A value for a field selector (k8s.io/apimachinery/pkg/fields: EscapeValue)."""
+    return re.sub(r"[\\,=]", r"\\\g<0>", text)
+
+
 def _parsed(found: Mapping[str, Any]) -> ImagePin:
     try:
         return ImagePin.from_object(found)
@@ -297,6 +429,15 @@ def _parsed(found: Mapping[str, Any]) -> ImagePin:
 
 def _is_no_record(error: Exception) -> bool:
     return isinstance(error, ClusterError) and error.status == HTTPStatus.NOT_FOUND
+
+
+def _is_going(revision: Revision, error: ClusterError) -> bool:
+    """Whether a record was refused since its namespace is going away, or has gone."""
+    return _TERMINATING in error.causes or error.is_absence_of(revision.namespace)
+
+
+def _key(revision: Revision) -> tuple[str, str]:
+    return revision.namespace, revision.record_name
 
 
 def _told(revision: Revision) -> str:
