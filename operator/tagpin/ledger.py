@@ -3,7 +3,7 @@
 The Protocol that this needs is here too; `cluster.ledger` implements it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol, Self
@@ -90,9 +90,9 @@ class Page:
         admission: Admission,
         texts: Iterable[str],
         *,
-        within: float,
+        remaining: Callable[[], float],
     ) -> Self:
-        """Find what the ledger has for the images `texts` of a pod.
+        """Find what the ledger has for the images `texts` of a pod, in the seconds that remain.
 
         What goes wrong is told image by image. A pod that may not speak for a revision is its
         own, as one without a revision is. So are images that are changed by hand: they never
@@ -106,7 +106,7 @@ class Page:
             )
             if claimed is None:
                 return cls(ledger)
-            entry = await ledger.look_up(claimed, within=within)
+            entry = await ledger.look_up(claimed, within=remaining())
         except Unproven as error:
             return cls(ledger, unrecorded=str(error))
         except Unresolvable as error:
@@ -115,7 +115,7 @@ class Page:
         page._take(entry.record)
         if not all(map(page._recorded, texts)) and (entry.record or entry.has_pods):
             try:
-                page._siblings = await ledger.siblings(claimed, within=within)
+                page._siblings = await ledger.siblings(claimed, within=remaining())
             except Unresolvable as error:
                 page._failure = error
         return page
@@ -140,10 +140,16 @@ class Page:
         """Whether pods of the revision run several digests for an image."""
         return len(self._running(image, ref)) > 1
 
-    def confirmed(self, claimed: Pin) -> Pin | None:
-        """What a pod brings along about an image, if it is what the record says."""
+    def confirmed(self, image: Image, ref: Reference, claimed: Pin) -> Pin | None:
+        """What a pod brings along about an image, if it is what the record says, or its siblings.
+
+        `ref` is the image as its author wrote it.
+        """
         recorded = self._recorded(claimed.image)
-        if recorded is None or recorded.digest != claimed.digest:
+        if recorded is None:
+            agreed = self._running(image, ref) == {claimed.digest}
+            return Pin(claimed.image, claimed.digest, Source.SIBLINGS) if agreed else None
+        if recorded.digest != claimed.digest:
             return None
         return claimed if claimed == recorded else _from_ledger(recorded)
 
@@ -162,33 +168,35 @@ class Page:
         age = (now - min(arrived, self._entry.created + _STAMP)).total_seconds()
         return min(freshness, max(0.0, age))
 
-    async def last_recorded(self, image: Image, *, since: datetime, within: float) -> Pin | None:
-        """The workload's newest pin of the same image in any revision, if it is not too old."""
+    async def last_recorded(self, text: str, *, since: datetime, within: float) -> Pin | None:
+        """The workload's newest pin of an image in any revision, if it is not too old."""
         if self._entry is None:
             return None
         try:
             records = await self._ledger.history(self._entry.revision, within=within)
         except Unresolvable:
             return None
-        pins = [pin for record in records if (pin := record.pins.get(image.text)) is not None]
+        pins = [pin for record in records if (pin := record.pins.get(text)) is not None]
         dated = [(pin.resolved_at, pin.digest) for pin in pins if pin.resolved_at is not None]
         resolved_at, digest = max(dated, default=(since, None), key=lambda each: each[0])
         if digest is None or resolved_at < since:
             return None
-        return Pin(image.text, digest, Source.STALE, resolved_at)
+        return Pin(text, digest, Source.STALE, resolved_at)
 
     async def record(
         self, settled: Mapping[Image, Pin | Failure], *, dry_run: bool, within: float
     ) -> dict[Image, Pin | Failure]:
-        """Write what is new; return what the images are settled to by what is then recorded."""
-        if self._entry is None:
+        """Write what is new; return what the images are settled to by what is then recorded.
+
+        What an earlier pass could not write is tried again, but its digest is on the pod already.
+        """
+        if self._entry is None or self._is_fault:
             return {}
         new = {
             image: pin
             for image, pin in settled.items()
             if isinstance(pin, Pin)
             and pin.source is not Source.GIVEN
-            and image.text == pin.image
             and self._recorded(pin.image) is None
         }
         if not new:
@@ -204,7 +212,7 @@ class Page:
             self._unrecorded, self._is_fault = str(error), error.is_fault
             return {}
         except Unresolvable as error:
-            return {image: _unreadable(image, error) for image in new}
+            return {i: _unreadable(i, error) for i, pin in new.items() if i.text == pin.image}
         self._take(written)
         left_out = [pin for pin in new.values() if self._recorded(pin.image) is None]
         if left_out and not self._is_fault:
@@ -212,7 +220,9 @@ class Page:
         return {
             image: _from_ledger(recorded)
             for image, pin in new.items()
-            if (recorded := self._recorded(pin.image)) and recorded.digest != pin.digest
+            if image.text == pin.image
+            and (recorded := self._recorded(pin.image))
+            and recorded.digest != pin.digest
         }
 
     @property

@@ -132,9 +132,12 @@ class Pinner:
         settled, unsettled = self._parse(subjects, admission, claims)
         page, faults, remarks = Page(self._ledger), list[Exception](), tuple[str, ...]()
         if unsettled:
-            tags = [image.text for image, ref in unsettled.items() if ref.digest is None]
+            texts = [
+                image.text if ref.digest is None else claims[image.name].image
+                for image, ref in unsettled.items()
+            ]
             page = await Page.open(
-                self._ledger, self._kinds, admission, tags, within=deadline.remaining()
+                self._ledger, self._kinds, admission, texts, remaining=deadline.remaining
             )
             for image, ref in tuple(unsettled.items()):
                 if known := _known(image, ref, claims.get(image.name), page):
@@ -231,7 +234,13 @@ class Pinner:
     ) -> Pin | Failure:
         """Find the digest of one image. A failure of one must not end the others."""
         if ref.digest is not None:
-            return self._confirmed(claim, access) or Pin(image.text, ref.digest, Source.GIVEN)
+            given = Pin(image.text, ref.digest, Source.GIVEN)
+            if not isinstance(claim, Pin):
+                return given
+            tag = _without_digest(ref, claim)
+            if claim.source is Source.STALE and claim == await self._last(tag, page, deadline):
+                return claim
+            return self._confirmed(claim, tag, access, mixed=page.is_mixed(image, tag)) or given
         now = self._now()
         max_age = page.max_age(
             now, arrived=arrived, freshness=self._freshness, cache_ttl=self._cache_ttl
@@ -250,24 +259,19 @@ class Pinner:
         else:
             pin = replace(_pin(image.text, resolution), mixed=page.is_mixed(image, ref))
             answer, is_outage = _kept(claim, pin), resolution.source is Source.STALE
-        if is_outage:
-            oldest = now - self._stale_if_error
-            within = deadline.remaining(0.5)
-            return await page.last_recorded(image, since=oldest, within=within) or answer
-        return answer
+        return (is_outage and await self._last(ref, page, deadline)) or answer
 
-    def _confirmed(self, claim: Pin | Failure | None, access: Access) -> Pin | None:
+    async def _last(self, ref: Reference, page: Page, deadline: Deadline) -> Pin | None:
+        """What the workload ran last for an image, while its registry is down."""
+        oldest = self._now() - self._stale_if_error
+        return await page.last_recorded(ref.text, since=oldest, within=deadline.remaining(0.5))
+
+    def _confirmed(self, claim: Pin, tag: Reference, access: Access, *, mixed: bool) -> Pin | None:
         """The claim, in our own words, if the cache knows that its tag named its digest."""
-        if not isinstance(claim, Pin):
-            return None
-        try:
-            ref = Reference.parse(claim.image)
-        except InvalidReference:
-            return None
-        known = self._resolver.last_known(ref, access.keychain)
+        known = self._resolver.last_known(tag, access.keychain)
         if known is None or known.digest != claim.digest:
             return None
-        pin = _pin(claim.image, known)
+        pin = replace(_pin(claim.image, known), mixed=mixed)
         return pin if claim == pin else _kept(claim, replace(pin, source=Source.CACHE))
 
 
@@ -277,7 +281,9 @@ def _known(
     """What the ledger says about an image, before anybody else is asked."""
     if ref.digest is None:
         return page.pin(image, ref)
-    return page.confirmed(claim) if isinstance(claim, Pin) else None
+    if isinstance(claim, Pin):
+        return page.confirmed(image, _without_digest(ref, claim), claim)
+    return None
 
 
 def _will_run(admission: Admission, settled: Mapping[Image, Pin | Failure]) -> bool:
@@ -313,6 +319,11 @@ def _restorable(admission: Admission) -> dict[str, Pin]:
 def _claims(claim: object, image: Image) -> bool:
     """Whether a record says how the digest of this image got behind a tag."""
     return isinstance(claim, Pin) and image.text == claim.pinned
+
+
+def _without_digest(ref: Reference, claim: Pin) -> Reference:
+    """The reference that a record says the author wrote."""
+    return replace(ref, text=claim.image, digest=None)
 
 
 def _pin(text: str, resolution: Resolution) -> Pin:

@@ -1,5 +1,6 @@
 """A ledger that keeps its records in a table, with faults to switch on."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,48 +26,58 @@ class FakeLedger:
     created: datetime = LONG_AGO
     unproven: str = ""
     unreadable: str = ""
+    unlistable: str = ""
+    """Why neither siblings nor a workload's records can be listed."""
     unwritable: str = ""
     is_fault: bool = True
+    unanswered: str = ""
+    """Why what another replica wrote just before our first write cannot be read."""
+    delay: float = 0.0
+    """Seconds that every call takes."""
     calls: list[str] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
+    """How many seconds each call was given."""
     overtaken_by: ImagePin | None = None
     """What another replica writes just before our first write."""
 
     async def look_up(self, claimed: Claim, *, within: float) -> Entry:
-        self.calls.append("look_up")
+        await self._called("look_up", within)
         if self.unproven:
             raise Unproven(self.unproven)
-        self._must_be_readable()
+        _must_not(self.unreadable)
         owner = self.owners.get(claimed.owner.uid) or owner_of(claimed)
         revision = proven(claimed, owner, {"metadata": owner["metadata"]})
         record = self.records.get(revision.record_name)
         return Entry(revision, record, self.created, has_pods=bool(self.pods))
 
     async def siblings(self, claimed: Claim, *, within: float) -> Sequence[Pod]:
-        self.calls.append("siblings")
+        await self._called("siblings", within)
+        _must_not(self.unlistable)
         return self.pods
 
     async def history(self, revision: Revision, *, within: float) -> Sequence[ImagePin]:
-        self.calls.append("history")
-        self._must_be_readable()
+        await self._called("history", within)
+        _must_not(self.unlistable or self.unreadable)
         uid = revision.workload.uid
         return [each for each in self.records.values() if each.revision.workload.uid == uid]
 
     async def write(self, revision: Revision, pins: Sequence[Pin], *, within: float) -> ImagePin:
-        self.calls.append("write")
+        await self._called("write", within)
         if self.overtaken_by is not None:
             self.records[revision.record_name], self.overtaken_by = self.overtaken_by, None
         if self.unwritable:
             raise Unrecorded(self.unwritable, is_fault=self.is_fault)
-        self._must_be_readable()
+        _must_not(self.unanswered or self.unreadable)
         record = self.records.get(revision.record_name, ImagePin(revision, {}))
         if record.is_of(revision):
             record = record.with_pins(pins)
         self.records[revision.record_name] = record
         return record
 
-    def _must_be_readable(self) -> None:
-        if self.unreadable:
-            raise Unresolvable(Reason.LEDGER, self.unreadable)
+    async def _called(self, name: str, within: float) -> None:
+        self.calls.append(name)
+        self.limits.append(within)
+        await asyncio.sleep(self.delay)
 
 
 def owner_of(claimed: Claim) -> dict[str, Any]:
@@ -79,3 +90,8 @@ def owner_of(claimed: Claim) -> dict[str, Any]:
             "ownerReferences": [{**above, "controller": True}],
         }
     }
+
+
+def _must_not(fault: str) -> None:
+    if fault:
+        raise Unresolvable(Reason.LEDGER, fault)
