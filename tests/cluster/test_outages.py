@@ -2,18 +2,38 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import pytest
 
 from cluster.controlplane import ControlPlane
+from cluster.images import digest
 from cluster.installation import SYSTEM, Install, Installation
-from cluster.namespaces import Namespace, NewNamespace, Object, eventually, images, pod, record
+from cluster.namespaces import (
+    Namespace,
+    NewNamespace,
+    Object,
+    admission_review,
+    controller_reference,
+    cron_job,
+    deployment,
+    eventually,
+    images,
+    patched,
+    pod,
+    record,
+    replica_set,
+)
 from cluster.registries import Pushed, Registries, Store
 
 MODES = ("audit", "pin", "enforce")
 HOLD = "tagpin.test/hold"
 FREE = json.dumps({"metadata": {"finalizers": None}})
+LONGEST = timedelta(hours=1)
+"""What the setting staleIfError is if nobody sets it."""
+MARGIN = timedelta(minutes=2)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +46,18 @@ def installation(install: Install) -> Iterator[Installation]:
 @pytest.fixture
 def store(installation: Installation, registries: Registries) -> Iterator[Store]:
     """A registry that is there for now."""
-    store = registries.lost
+    with there_for_now(registries.lost) as store:
+        yield store
+
+
+@contextmanager
+def there_for_now(store: Store) -> Iterator[Store]:
+    """A registry runs for as long as a context lasts, unless it is stopped earlier."""
     store.registry.start()
-    yield store
-    store.registry.stop()
+    try:
+        yield store
+    finally:
+        store.registry.stop()
 
 
 class TestARegistryThatIsAway:
@@ -95,6 +123,173 @@ class TestARegistryThatIsAway:
         registries.public.pusher.delete("outage/deleted", app.digest)
         answer = namespace.create(pod("after", {"app": app.text}), check=False)
         assert "does not exist (not_found)" in answer.error
+
+
+class Forgotten(NamedTuple):
+    """The registry has gone, and then we were started anew: only the records know a digest."""
+
+    namespace: Namespace
+    """With the Deployments `known` and `web`, and the CronJob `nightly`, that have run."""
+    app: Pushed
+
+
+@pytest.fixture(scope="class")
+def forgotten(
+    installation: Installation, new_namespace: NewNamespace, registries: Registries
+) -> Forgotten:
+    """The registry stays away."""
+    namespace, store = new_namespace("enforce"), registries.lost
+    with there_for_now(store):
+        app = store.push("outage/revisions:1")
+        of_app = {"app": app.text}
+        namespace.create(
+            deployment("known", of_app), deployment("web", of_app), cron_job("nightly", of_app)
+        )
+        namespace.kubectl("create", "job", "nightly-1", "--from=cronjob/nightly")
+        namespace.wait_for_rollout("deployment/known")
+        namespace.wait_for_rollout("deployment/web")
+        eventually(lambda: namespace.pods("job-name=nightly-1"), bool)
+        assert questions(installation)
+    installation.stop()
+    installation.start()
+    return Forgotten(namespace, app)
+
+
+class TestRevisionsOfARegistryThatIsAway:
+    def test_one_that_is_recorded_asks_nobody(
+        self, forgotten: Forgotten, installation: Installation
+    ) -> None:
+        namespace, app = forgotten
+        before = questions(installation)
+
+        namespace.kubectl("scale", "deployment/known", "--replicas=5")
+        namespace.wait_for_rollout("deployment/known")
+
+        pods = namespace.pods("app=known")
+        assert [images(each) for each in pods] == [{"app": app.pinned}] * 5
+        sources = sorted(record(each)["app"]["source"] for each in pods)
+        assert sources == ["ledger"] * 4 + ["registry"]
+        assert questions(installation) == before
+        assert not namespace.has_events("known")
+
+    def test_a_new_one_takes_the_last_digest_of_its_workload_and_makes_it_no_younger(
+        self, forgotten: Forgotten
+    ) -> None:
+        namespace, app = forgotten
+        (first,) = recorded(namespace, "web")
+        assert first["source"] == "registry"
+        stale = {**first, "source": "stale"}
+        for number in (1, 2):
+            web = deployment("web", {"app": app.text})
+            web["spec"]["template"]["metadata"]["annotations"] = {"restarted": f"{number}"}
+            namespace.apply(web)
+            namespace.wait_for_rollout("deployment/web")
+            assert recorded(namespace, "web") == [first, *[stale] * number]
+        assert {images(each)["app"] for each in namespace.pods("app=web")} == {app.pinned}
+        (told,) = namespace.events("Deployment", "web")
+        assert told == (
+            f'container "app": the registry of {app.text} is down: the digest known since '
+            f"{first['resolvedAt']} is used"
+        )
+
+    def test_so_does_the_next_job_of_a_cron_job(self, forgotten: Forgotten) -> None:
+        namespace, app = forgotten
+        (first,) = recorded(namespace, "nightly")
+
+        namespace.kubectl("create", "job", "nightly-2", "--from=cronjob/nightly")
+
+        (made,) = eventually(lambda: namespace.pods("job-name=nightly-2"), bool)
+        assert images(made) == {"app": app.pinned}
+        assert record(made)["app"]["source"] == "stale"
+        assert recorded(namespace, "nightly") == [first, {**first, "source": "stale"}]
+        (told,) = namespace.events("CronJob", "nightly")
+        assert f"the digest known since {first['resolvedAt']} is used" in told
+
+    def test_the_records_of_other_workloads_do_not_serve(self, forgotten: Forgotten) -> None:
+        namespace, app = forgotten
+        registry = app.text.partition("/")[0]
+        namespace.create(deployment("another", {"app": app.text}))
+        (told,) = namespace.events("Deployment", "another")
+        assert told == (
+            f'1 image cannot be pinned: container "app": {registry} is unreachable, '
+            f"so {app.text} has no digest now (unreachable)"
+        )
+        assert recorded(namespace, "another") == []
+        assert namespace.pods("app=another") == []
+        namespace.kubectl("delete", "deployment/another")
+
+    @pytest.mark.parametrize("source", ["registry", "stale"])
+    def test_a_digest_that_is_nearly_too_old_serves(
+        self, new_namespace: NewNamespace, registries: Registries, source: str
+    ) -> None:
+        namespace = new_namespace("enforce")
+        known = old_revision(namespace, registries.lost, source, LONGEST - MARGIN)
+        namespace.kubectl("scale", "deployment/web", "--replicas=1")
+        namespace.wait_for_rollout("deployment/web")
+        (made,) = namespace.pods("app=web")
+        assert images(made) == {"app": f"{known['reference']}@{known['digest']}"}
+        assert recorded(namespace, "web") == [known, {**known, "source": "stale"}]
+
+    @pytest.mark.parametrize("source", ["registry", "stale"])
+    def test_for_one_that_is_too_old_the_mode_decides(
+        self, new_namespace: NewNamespace, registries: Registries, source: str
+    ) -> None:
+        """However young the record is that says it."""
+        strict, lenient = new_namespace("enforce"), new_namespace("pin")
+        for namespace in (strict, lenient):
+            known = old_revision(namespace, registries.lost, source, LONGEST + MARGIN)
+            namespace.kubectl("scale", "deployment/web", "--replicas=1")
+            (told,) = namespace.events("Deployment", "web")
+            assert "(unreachable)" in told
+            assert recorded(namespace, "web") == [known]
+        assert strict.pods("app=web") == []
+        (made,) = eventually(lambda: lenient.pods("app=web"), bool)
+        assert images(made) == {"app": known["reference"]}
+        strict.kubectl("delete", "deployment/web")
+
+
+def questions(installation: Installation) -> int:
+    """How many requests to registries a process has made, answered or not."""
+    _, text = installation.get("/metrics")
+    lines = text.splitlines()
+    series = [line for line in lines if line.startswith("tagpin_registry_requests_total{")]
+    return int(sum(float(line.rpartition(" ")[2]) for line in series))
+
+
+def recorded(namespace: Namespace, workload: str) -> list[Object]:
+    """What the records of a workload with one image say of it, the oldest record first."""
+    found = [
+        each for each in namespace.image_pins() if each["spec"]["workload"]["name"] == workload
+    ]
+    found.sort(key=lambda each: int(each["metadata"]["resourceVersion"]))
+    return [image for each in found for image in each["spec"]["images"]]
+
+
+def old_revision(namespace: Namespace, store: Store, source: str, age: timedelta) -> Object:
+    """A Deployment `web` without pods, and what an old revision of it ran."""
+    resolved_at = datetime.now(UTC) - age
+    known = {
+        "reference": f"{store.host}/outage/{namespace.name}:1",
+        "digest": digest(b"old"),
+        "source": source,
+        "resolvedAt": resolved_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    namespace.create(deployment("web", {"app": known["reference"]}, replicas=0))
+    web = namespace.get("deployments/web", "apis/apps/v1")
+    owner = controller_reference(web)
+    namespace.create(
+        {
+            "apiVersion": "tagpin.dev/v1alpha1",
+            "kind": "ImagePin",
+            "metadata": {"name": "web-old"},
+            "spec": {
+                "workload": {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")},
+                "revision": {"kind": "ReplicaSet", "name": "web-old", "hash": "old"},
+                "images": [known],
+            },
+        }
+    )
+    return known
 
 
 def test_after_a_restart_pods_are_pinned_by_the_same_authority(
@@ -210,3 +405,42 @@ class TestWhileWeAreAway:
         assert all(namespace.pod("last") for namespace in outage.namespaces.values())
         names = [namespace.name for namespace in outage.namespaces.values()]
         control_plane.kubectl("delete", "namespace", *names, "--timeout=60s")
+
+
+def test_no_digest_serves_longer_than_the_setting_allows(
+    install: Install, new_namespace: NewNamespace, registries: Registries
+) -> None:
+    """With an installation of its own, so it is the last of this file."""
+    namespace = new_namespace("enforce")
+    with install(freshness="10ms", staleIfError="3s") as running:
+        (replica,) = running.replicas
+        with there_for_now(registries.lost) as store:
+            app = store.push("outage/short:1")
+            namespace.create(deployment("web", {"app": app.text}))
+            namespace.wait_for_rollout("deployment/web")
+        first = recorded(namespace, "web")
+        review = admission_review(namespace.name, next_pod(namespace, "web", app), dry_run=True)
+
+        refused = eventually(
+            lambda: replica.review("/enforce", review)["response"],
+            lambda response: not response["allowed"],
+        )
+
+        assert "(unreachable)" in refused["status"]["message"]
+        left = patched(review["request"]["object"], replica.review("/pin", review))
+        assert images(left) == {"app": app.text}
+        assert record(left) == {"app": {"image": app.text, "reason": "unreachable"}}
+        assert recorded(namespace, "web") == first
+
+
+def next_pod(namespace: Namespace, name: str, app: Pushed) -> Object:
+    """The first pod of another revision of a Deployment, as its controller writes it."""
+    labels = {"pod-template-hash": "next"}
+    web = namespace.get(f"deployments/{name}", "apis/apps/v1")
+    namespace.create(
+        replica_set(f"{name}-next", {"app": app.text}, labels=labels, owner=web, replicas=0)
+    )
+    owner = namespace.get(f"replicasets/{name}-next", "apis/apps/v1")
+    written = pod("", {"app": app.text}, labels=labels)
+    written["metadata"]["ownerReferences"] = [controller_reference(owner)]
+    return written
