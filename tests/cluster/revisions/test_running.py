@@ -137,8 +137,8 @@ def test_pods_that_are_orphaned_and_adopted_go_on_with_what_runs(
 ) -> None:
     """the workload is deleted with `--cascade=orphan`, and created again"""
     shop = new_namespace("enforce")
-    shop.apply(deployment("web", {"app": tag.text}))
-    earlier = running(shop, "web", 1)
+    shop.apply(deployment("web", {"app": tag.text}, replicas=2))
+    earlier = running(shop, "web", 2)
     current = tag.move()
     web = deployment("web", {"app": tag.text}, replicas=2, pod_spec=CHANGE)
     shop.apply(web)
