@@ -257,6 +257,61 @@ async def test_what_is_forgotten_is_loaded_anew() -> None:
     assert (await box.cache.get("k", source)).value == "v2"
 
 
+async def test_a_value_that_is_known_by_other_means_needs_no_load() -> None:
+    box, source = Box(lifetime=60), Source()
+    box.cache.keep("k", "written")
+    box.clock.advance(5)
+    assert await box.cache.get("k", source, max_age=5) == Answer("written", 1000.0, Use.HIT)
+    box.clock.advance(1)
+    assert (await box.cache.get("k", source, max_age=5)).value == "v1"
+    box.cache.keep("k", "written again")
+    box.clock.advance(60)
+    assert box.cache.peek("k") is None
+
+
+async def test_what_is_known_by_now_ends_an_error() -> None:
+    box, source = Box(), Source(Denied(), "a load too many")
+    with pytest.raises(Denied):
+        await box.cache.get("k", source)
+    box.clock.advance(1)
+    box.cache.keep("k", "written")
+    assert (await box.cache.get("k", source)).value == "written"
+    assert (await box.cache.get("k", source, max_age=0)).value == "written"
+    assert source.loads == 1
+
+
+@pytest.mark.parametrize("answer", ["read before the write", Denied(), OSError()], ids=repr)
+async def test_a_load_in_flight_that_lands_later_does_not_replace_what_is_known_since(
+    answer: object,
+) -> None:
+    box, source = Box(), Source(answer)
+    source.gate.clear()
+    early = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    box.clock.advance(1)
+    box.cache.keep("k", "written")
+    source.gate.set()
+    await asyncio.gather(early, return_exceptions=True)
+    assert await box.cache.get("k", source) == Answer("written", 1001.0, Use.HIT)
+    assert source.loads == 1
+
+
+async def test_a_load_that_starts_later_replaces_what_was_known() -> None:
+    box, source = Box(), Source("changed meanwhile")
+    box.cache.keep("k", "written")
+    box.clock.advance(1)
+    await box.cache.get("k", source, max_age=0)
+    assert (await box.cache.get("k", source)).value == "changed meanwhile"
+
+
+async def test_to_peek_is_no_use() -> None:
+    box = Box()
+    assert box.cache.peek("k") is None
+    box.cache.keep("k", "written")
+    assert box.cache.peek("k") == Answer("written", 1000.0, Use.STALE)
+    assert box.uses == {}
+
+
 async def test_closing_ends_the_loads_in_flight() -> None:
     box, source = Box(), Source()
     source.gate.clear()

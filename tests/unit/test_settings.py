@@ -1,6 +1,7 @@
 """Settings: safe defaults, and no key or value that is wrong in silence."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagpin.errors import ConfigurationError
-from tagpin.settings import Registry, Settings
+from tagpin.revision import CONTROLLER_MANAGER
+from tagpin.settings import Registry, Settings, WorkloadKind
 
 
 def setting(key: str, value: Any) -> Any:
     """The value of a field, read from the file's key."""
-    field = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in key)
+    field = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
     return getattr(Settings.from_mapping({key: value}), field)
 
 
@@ -22,6 +24,9 @@ def test_without_a_word_every_setting_has_a_safe_default() -> None:
     assert Settings().budget < 5
     assert Settings().exempt == ()
     assert Settings().registries == ()
+    assert Settings().workload_kinds == ()
+    assert Settings().controllers == CONTROLLER_MANAGER
+    assert Settings().record_ttl <= 60  # within which a deleted record is obeyed
     assert not Registry("registry.test").http
     assert not Registry("registry.test").credentials_over_http
 
@@ -53,6 +58,14 @@ def test_settings_do_not_change() -> None:
         ("staleIfError", 0, 0.0),
         ("freshness", "0s", 0.0),
         ("drain", 0, 0.0),
+        ("cacheTTL", "90s", 90.0),
+        ("cacheTTL", 0, 0.0),
+        ("recordTTL", "500ms", 0.5),
+        ("recordsPerWorkload", "3", 3),
+        ("controllers", ["ann", "system:*"], ("ann", "system:*")),
+        ("controllers", "ann, bob", ("ann", "bob")),
+        ("controllers", [], ()),
+        ("workloadKinds", [], ()),
         ("logLevel", "debug", "debug"),
         ("logLevel", "error", "error"),
         ("logFormat", "text", "text"),
@@ -115,6 +128,15 @@ def test_a_good_value_is_read(key: str, value: Any, expected: Any) -> None:
         ("certificateNames", ["m\u00fcnchen.test"], "no list of names and addresses"),
         ("certificateNames", [""], "no list of names and addresses"),
         ("certificateNames", ["*.test"], "no list of names and addresses"),
+        ("cacheTTL", "1d", "no duration"),
+        ("recordTTL", None, "no duration"),
+        ("recordTTL", -1, "no duration"),
+        ("recordsPerWorkload", 0, "no number from 1"),
+        ("controllers", 5, "no list of texts"),
+        ("controllers", ["ann", None], "no list of texts"),
+        ("workloadKinds", "CloneSet", "no list"),
+        ("workloadKinds", None, "no list"),
+        ("workloadKinds", {"kind": "CloneSet"}, "no list"),
         ("registries", "docker.io", "no list"),
         ("registries", None, "no list"),
         ("registries", {"host": "docker.io"}, "no list"),
@@ -141,6 +163,10 @@ def test_two_listeners_cannot_have_one_port() -> None:
         ("registry", "registries"),
         ("exempts", "exempt"),
         ("staleIfErr", "staleIfError"),
+        ("cacheTtl", "cacheTTL"),
+        ("record_ttl", "recordTTL"),
+        ("workloadKind", "workloadKinds"),
+        ("controller", "controllers"),
     ],
 )
 def test_an_unknown_key_is_an_error_that_names_the_nearest_known_one(
@@ -208,9 +234,82 @@ def test_a_bad_registry_entry_is_named_with_its_place(entry: Any, message: str) 
     assert str(error.value).startswith(message)
 
 
+CLONE_SET = {
+    "apiVersion": "apps.kruise.io/v1alpha1",
+    "kind": "CloneSet",
+    "plural": "clonesets",
+    "requesters": "system:serviceaccount:kruise-system:kruise-manager",
+    "hashLabel": "controller-revision-hash",
+}
+
+
+def test_a_kind_of_workload_says_who_creates_its_pods_and_how_they_name_their_template() -> None:
+    run = {
+        "apiVersion": "tekton.dev/v1",
+        "kind": "TaskRun",
+        "plural": "taskruns",
+        "requesters": ["system:serviceaccount:tekton:*"],
+    }
+
+    assert setting("workloadKinds", [CLONE_SET, run]) == (
+        WorkloadKind(
+            "apps.kruise.io/v1alpha1",
+            "CloneSet",
+            "clonesets",
+            ("system:serviceaccount:kruise-system:kruise-manager",),
+            "controller-revision-hash",
+        ),
+        WorkloadKind("tekton.dev/v1", "TaskRun", "taskruns", ("system:serviceaccount:tekton:*",)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"apiVersion": "v1"}, "apiVersion: 'v1' is no group/version"),
+        ({"apiVersion": ""}, "apiVersion: '' is no group/version"),
+        ({"apiVersion": "apps/v1\n"}, "apiVersion: 'apps/v1\\n' is no group/version"),
+        ({"apiVersion": "Apps/v1"}, "apiVersion: 'Apps/v1' is no group/version"),
+        ({"apiVersion": "apps/v1/x"}, "apiVersion: 'apps/v1/x' is no group/version"),
+        ({"apiVersion": "apps"}, "apiVersion: 'apps' is no group/version"),
+        ({"apiVersion": 1}, "apiVersion: 1 is no text"),
+        ({"kind": None}, "kind: None is no text"),
+        ({"plural": ["clonesets"]}, "plural: ['clonesets'] is no text"),
+        ({"requesters": 5}, "requesters: 5 is no list of texts"),
+        ({"requesters": ["ann", 5]}, "requesters: ['ann', 5] is no list of texts"),
+        ({"hashLabel": 5}, "hashLabel: 5 is no text"),
+        ({"hash_label": "x"}, "hash_label: unknown key; the nearest known one is hashLabel"),
+    ],
+)
+def test_a_bad_kind_of_workload_is_named_with_its_place(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({"workloadKinds": [CLONE_SET, CLONE_SET | change]})
+
+    assert str(error.value) == f"workloadKinds[1].{message}"
+
+
+@pytest.mark.parametrize("key", ["apiVersion", "kind", "plural", "requesters"])
+def test_nothing_about_a_kind_of_workload_is_guessed(key: str) -> None:
+    entry = {field: value for field, value in CLONE_SET.items() if field != key}
+
+    with pytest.raises(ConfigurationError, match=rf"workloadKinds\[0\]: the key {key} is missing"):
+        Settings.from_mapping({"workloadKinds": [entry]})
+
+
+@pytest.mark.parametrize("entry", ["CloneSet", None, []])
+def test_a_kind_of_workload_is_more_than_its_name(entry: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"workloadKinds\[0\]: expected keys and values"):
+        Settings.from_mapping({"workloadKinds": [entry]})
+
+
 @given(
     st.dictionaries(
-        st.sampled_from(["budget", "exempt", "registries", "webhookPort", "logLevel"]) | st.text(),
+        st.sampled_from(
+            ["budget", "exempt", "workloadKinds", "registries", "webhookPort", "logLevel"]
+        )
+        | st.text(),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
             lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("host"), inner),
@@ -235,6 +334,8 @@ def test_the_environment_sets_what_the_file_can() -> None:
             "TAGPIN_STALE_IF_ERROR": "2h",
             "TAGPIN_EXEMPT": "nginx,acme/",
             "TAGPIN_WEBHOOK_PORT": "8443",
+            "TAGPIN_RECORD_TTL": "10s",
+            "TAGPIN_CONTROLLERS": "ann",
             "PATH": "/bin",
             "TAGPINX": "y",
         }
@@ -246,6 +347,8 @@ def test_the_environment_sets_what_the_file_can() -> None:
         stale_if_error=7200.0,
         exempt=("nginx", "acme/"),
         webhook_port=8443,
+        record_ttl=10.0,
+        controllers=("ann",),
         cache_size=5,
     )
 
@@ -286,6 +389,7 @@ def test_what_kubernetes_sets_for_services_is_passed_over() -> None:
         ("TAGPIN_LOGLEVEL", "TAGPIN_LOG_LEVEL"),
         ("TAGPIN_log_level", "TAGPIN_LOG_LEVEL"),
         ("TAGPIN_REGISTRIES", "TAGPIN_"),
+        ("TAGPIN_WORKLOAD_KINDS", "TAGPIN_"),
         ("TAGPIN_", "TAGPIN_"),
         ("TAGPIN_WEBHOK_PORT", "TAGPIN_WEBHOOK_PORT"),
     ],

@@ -10,7 +10,9 @@ from tagpin.app.logs import JsonLines, Text, log_decision
 from tagpin.errors import Reason
 from tagpin.pins import Failure
 from tagpin.policy import Mode
-from tagpin.verdict import Admission, Result, Verdict
+from tagpin.revision import Revision
+from tagpin.verdict import Admission, Result, Standing, Verdict
+from tagpin.workload import Owner
 
 POD: dict[str, Any] = {
     "metadata": {
@@ -35,9 +37,15 @@ REFUSED = Verdict(
 )
 
 
-def record(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+WEB = Owner("apps/v1", "Deployment", "web", "uid-web")
+REVISION = Revision("shop", WEB, "ReplicaSet", "web-1", "1")
+
+
+def record(
+    caplog: pytest.LogCaptureFixture, verdict: Verdict = REFUSED, admission: Admission = ADMISSION
+) -> logging.LogRecord:
     with caplog.at_level(logging.INFO, logger="tagpin.decisions"):
-        log_decision(ADMISSION, REFUSED, 0.0123)
+        log_decision(admission, verdict, 0.0123)
     (only,) = caplog.records
     return only
 
@@ -63,6 +71,61 @@ def test_a_decision_is_one_line_of_json(caplog: pytest.LogCaptureFixture) -> Non
         "failures": {"app": "a.test has no valid certificate"},
         "milliseconds": 12.3,
     }
+
+
+@pytest.mark.parametrize(
+    ("standing", "level", "told"),
+    [
+        (
+            Standing(REVISION, is_recorded=True),
+            "info",
+            {"workload": "Deployment/web", "revision": REVISION.record_name},
+        ),
+        (
+            Standing(REVISION, unrecorded="the quota is used up", is_fault=True),
+            "warning",
+            {
+                "workload": "Deployment/web",
+                "revision": REVISION.record_name,
+                "unrecorded": "the quota is used up",
+            },
+        ),
+        (
+            Standing(REVISION, unrecorded="the namespace is going away"),
+            "info",
+            {
+                "workload": "Deployment/web",
+                "revision": REVISION.record_name,
+                "unrecorded": "the namespace is going away",
+            },
+        ),
+        (
+            Standing(unrecorded="the ReplicaSet is another one"),
+            "info",
+            {"workload": "ReplicaSet/web-1", "unrecorded": "the ReplicaSet is another one"},
+        ),
+        (Standing(), "info", {"workload": "ReplicaSet/web-1"}),
+    ],
+    ids=["recorded", "a fault", "going away", "unproven", "no revision"],
+)
+def test_a_line_says_how_the_pod_stands_to_the_ledger(
+    caplog: pytest.LogCaptureFixture, standing: Standing, level: str, told: dict[str, str]
+) -> None:
+    verdict = Verdict(Result.PINNED, standing=standing)
+
+    fields = json.loads(JsonLines().format(record(caplog, verdict)))
+
+    assert fields["level"] == level
+    about = ("workload", "revision", "unrecorded")
+    assert {key: value for key, value in fields.items() if key in about} == told
+
+
+def test_a_pod_of_nobody_has_no_workload(caplog: pytest.LogCaptureFixture) -> None:
+    admission = Admission(mode=Mode.PIN, operation="CREATE", namespace="shop", pod={})
+
+    fields = json.loads(JsonLines().format(record(caplog, Verdict(Result.PINNED), admission)))
+
+    assert not {"workload", "revision", "unrecorded", "dry_run"} & set(fields)
 
 
 def test_a_person_reads_the_same_on_one_line(caplog: pytest.LogCaptureFixture) -> None:

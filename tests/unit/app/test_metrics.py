@@ -1,14 +1,21 @@
 """What /metrics tells, and that its labels stay few."""
 
 import re
+from dataclasses import replace
+
+import pytest
 
 from tagpin.app.metrics import Metrics
+from tagpin.cache import Use
+from tagpin.cluster.ledger import Write
 from tagpin.errors import Reason
 from tagpin.pins import Failure, Pin, Source
 from tagpin.policy import Mode
 from tagpin.reference import Digest
 from tagpin.registry.client import Exchange
-from tagpin.verdict import Admission, Result, Verdict
+from tagpin.revision import Revision
+from tagpin.verdict import Admission, Result, Standing, Verdict
+from tagpin.workload import Owner
 
 ADMISSION = Admission(mode=Mode.PIN, operation="CREATE", namespace="shop", pod={})
 DIGEST = Digest.parse("sha256:" + "1" * 64)
@@ -39,3 +46,53 @@ def test_made_up_registries_share_one_label() -> None:
     text = metrics.exposition().decode()
     counted = re.findall(r'tagpin_registry_requests_total\{.*registry="(.*)"\} (.*)', text)
     assert dict(counted) == {"docker.io": "1.0", "corp.test:5000": "1.0", "other": "50.0"}
+
+
+def test_the_ledger_is_counted_by_how_it_was_read_and_what_became_of_writes() -> None:
+    metrics = Metrics()
+
+    for use in (Use.HIT, Use.HIT, Use.MISS):
+        metrics.observe_ledger_read(use)
+    for result in (*Write, Write.CONFLICT):
+        metrics.observe_ledger_write(result)
+
+    text = metrics.exposition().decode()
+    reads = re.findall(r'tagpin_ledger_reads_total\{use="(.*)"\} (.*)', text)
+    writes = re.findall(r'tagpin_ledger_writes_total\{result="(.*)"\} (.*)', text)
+    assert dict(reads) == {"hit": "2.0", "miss": "1.0"}
+    assert dict(writes) == {
+        "created": "1.0",
+        "appended": "1.0",
+        "conflict": "2.0",
+        "failed": "1.0",
+    }
+
+
+WEB = Owner("apps/v1", "Deployment", "web", "uid-web")
+REVISION = Revision("shop", WEB, "ReplicaSet", "web-5d4f", "5d4f")
+
+
+@pytest.mark.parametrize(
+    ("standing", "counted"),
+    [
+        (Standing(REVISION, unrecorded="the quota is used up", is_fault=True), True),
+        (Standing(REVISION, is_recorded=True, unrecorded="no room", is_fault=True), True),
+        (Standing(REVISION, unrecorded="the namespace is going away"), False),
+        (Standing(unrecorded="the ReplicaSet is another one"), False),
+        (Standing(REVISION, is_recorded=True), False),
+        (Standing(), False),
+    ],
+)
+def test_a_pod_that_should_be_recorded_and_is_not_is_counted(
+    standing: Standing, *, counted: bool
+) -> None:
+    """What is nobody's fault needs no alert."""
+    metrics = Metrics()
+
+    for mode in (Mode.PIN, Mode.ENFORCE, Mode.ENFORCE):
+        admission = replace(ADMISSION, mode=mode)
+        metrics.observe_admission(admission, Verdict(Result.PINNED, standing=standing), 0.002)
+
+    text = metrics.exposition().decode()
+    assert ('tagpin_pods_unrecorded_total{mode="pin"} 1.0' in text) is counted
+    assert ('tagpin_pods_unrecorded_total{mode="enforce"} 2.0' in text) is counted
