@@ -98,6 +98,8 @@ class Settings:
     """How many ImagePins of a workload are kept, besides those that are in use."""
     prune_interval: float = 600.0
     """Seconds between two searches for ImagePins that are not kept."""
+    prune_age: float = 600.0
+    """Seconds up to which an ImagePin is kept in any case."""
     lease: str = "tagpin"
     """The Lease by which the replica is elected that prunes."""
     lease_duration: float = 15.0
@@ -216,6 +218,13 @@ def _seconds(value: object, _where: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _lease_seconds(value: object, where: str) -> float:
+    seconds = _seconds(value, where)
+    if seconds < 2:  # noqa: PLR2004 the API server must be able to keep up
+        raise ValueError("no duration of 2s or more")
+    return seconds
+
+
 def _positive_seconds(value: object, where: str) -> float:
     seconds = _seconds(value, where)
     if seconds == 0:
@@ -309,7 +318,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "health_port": _port,
     "budget": _positive_seconds,
     "prune_interval": _positive_seconds,
-    "lease_duration": _positive_seconds,
+    "lease_duration": _lease_seconds,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("json", "text"),
 }

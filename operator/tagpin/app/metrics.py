@@ -111,6 +111,24 @@ class Metrics:
             ["mode"],
             registry=self._registry,
         )
+        self.records = Gauge(
+            "tagpin_imagepins",
+            "Records in the cluster; counted by the replica that prunes them, 0 elsewhere.",
+            registry=self._registry,
+        )
+        self.records_pruned = Counter(
+            "tagpin_imagepins_pruned",
+            "Records that were deleted since nobody needed them any more.",
+            registry=self._registry,
+        )
+        self.prunings_failed = Counter(
+            "tagpin_prunings_failed",
+            "Rounds of pruning that could not be completed.",
+            registry=self._registry,
+        )
+        self.leader = Gauge(
+            "tagpin_leader", "Whether this replica prunes records.", registry=self._registry
+        )
         self.events_dropped = Counter(
             "tagpin_events_dropped",
             "Events on workloads that were not written.",

@@ -64,6 +64,7 @@ async def _serve(settings: Settings) -> None:
         background = [
             asyncio.create_task(operator.certificate.run()),
             asyncio.create_task(operator.events.run()),
+            asyncio.create_task(operator.election.run()),
         ]
         try:
             health = serve_health(

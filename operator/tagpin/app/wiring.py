@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,8 +19,10 @@ from tagpin.app.metrics import Metrics
 from tagpin.cluster import admission
 from tagpin.cluster.api import connect, disconnect
 from tagpin.cluster.credentials import ClusterPullSecrets
+from tagpin.cluster.election import Election
 from tagpin.cluster.events import EventRecorder
 from tagpin.cluster.ledger import ClusterLedger
+from tagpin.cluster.pruning import Pruner
 from tagpin.cluster.server import WebhookServer
 from tagpin.cluster.tls import CertificateKeeper
 from tagpin.errors import ConfigurationError
@@ -58,6 +60,7 @@ class Operator:
     metrics: Metrics
     certificate: CertificateKeeper
     events: EventRecorder
+    election: Election
     server: WebhookServer
     handlers: kopf.OperatorRegistry
 
@@ -129,6 +132,23 @@ async def assemble(
                 secret=settings.certificate_secret,
                 configuration=settings.webhook_configuration,
             )
+            pruner = Pruner(
+                api,
+                keep=settings.records_per_workload,
+                interval=settings.prune_interval,
+                young=timedelta(seconds=settings.prune_age),
+                seen=metrics.records.set,
+                pruned=metrics.records_pruned.inc,
+                failed=metrics.prunings_failed.inc,
+            )
+            election = Election(
+                api,
+                lead=pruner.run,
+                identity=settings.pod_name,
+                namespace=settings.namespace,
+                name=settings.lease,
+                lease_duration=settings.lease_duration,
+            )
             server = WebhookServer(
                 certificate,
                 paths=admission.PATHS,
@@ -139,8 +159,9 @@ async def assemble(
             handlers = kopf.OperatorRegistry()
             observers = (metrics.observe_admission, log_decision, events.record)
             admission.register(handlers, pinner, observers)
-            operator = Operator(settings, metrics, certificate, events, server, handlers)
+            operator = Operator(settings, metrics, certificate, events, election, server, handlers)
             metrics.ready.set_function(lambda: float(operator.not_ready() is None))
+            metrics.leader.set_function(lambda: float(election.is_leader))
             metrics.certificate_expiry.set_function(partial(_expiry, certificate))
             try:
                 yield operator
