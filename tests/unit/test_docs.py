@@ -1,5 +1,6 @@
 """What the documentation lists is what there is."""
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from tagpin.verdict import Result
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 RECORDS = (ROOT / "docs" / "records.md").read_text()
+REVISIONS = (ROOT / "docs" / "revisions.md").read_text()
 
 
 def camel_case(name: str) -> str:
@@ -58,6 +60,19 @@ def test_every_source_is_explained(source: Source) -> None:
 @pytest.mark.parametrize("result", sorted(set(Result) - {Result.BROKEN}))
 def test_every_result_of_the_audit_log_is_named(result: Result) -> None:
     assert f"`{result}`" in RECORDS
+
+
+def test_every_event_in_the_life_of_a_revision_is_tried_on_a_cluster() -> None:
+    """The docstring of a test there is the event that it tries."""
+    _, _, table = REVISIONS.partition("| event | the pods run |\n|---|---|\n")
+    events = re.findall(r"^\| (.+?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    tried = {
+        ast.get_docstring(node)
+        for file in (ROOT / "tests" / "cluster" / "revisions").glob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert set(events) == tried - {None}
 
 
 @pytest.mark.parametrize(

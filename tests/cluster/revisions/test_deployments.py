@@ -278,7 +278,7 @@ def test_a_tag_that_nobody_knows_waits_for_the_registry(
 def test_a_build_that_was_pushed_for_a_roll_out_is_not_missed(
     installation: Installation, new_namespace: NewNamespace, registries: Registries
 ) -> None:
-    """a build is pushed right before the roll-out, and the same image was rolled out before"""
+    """a build is pushed right before the roll-out"""
     shop = new_namespace("enforce")
     for attempt in range(10):
         tag = Tag(registries.public, f"revisions/pushed-{attempt}")

@@ -167,10 +167,9 @@ def test_a_job_that_is_created_again_gets_the_new_build(shop: Namespace, tag: Ta
     assert app(again) == new.pinned
 
 
-def test_a_replica_set_of_its_own_has_a_revision_where_it_has_a_hash(
+def test_a_replica_set_of_an_argo_rollout_has_a_revision_of_the_rollout(
     control_plane: ControlPlane, shop: Namespace, tag: Tag, registries: Registries
 ) -> None:
-    """an Argo Rollout"""
     control_plane.kubectl("create", "-f", "-", input=json.dumps(ROLLOUT_CRD))
     try:
         established = ("--for=condition=established", "--timeout=30s")
@@ -229,7 +228,7 @@ ROLLOUT_CRD = {
 
 
 def test_a_pod_without_a_controller_is_its_own_revision(shop: Namespace, tag: Tag) -> None:
-    """a pod without a controller is applied again; it is deleted, and created again"""
+    """a pod without a controller is deleted, and applied again"""
     shop.apply(pod("web", {"app": tag.text}))
     new = tag.move()
     shop.apply(pod("web", {"app": tag.text}))
@@ -246,7 +245,7 @@ def test_a_pod_without_a_controller_is_its_own_revision(shop: Namespace, tag: Ta
 def test_the_pods_of_a_replication_controller_are_resolved_one_by_one(
     shop: Namespace, tag: Tag
 ) -> None:
-    """a ReplicationController, or an operator's controller, creates a pod"""
+    """a ReplicationController creates a pod"""
     template = replica_set("old", {"app": tag.text})["spec"]["template"]
     spec = {"selector": {"app": "old"}, "replicas": 1, "template": template}
     metadata = {"name": "old"}

@@ -3,7 +3,10 @@
 A docstring of a test is the row of the table in docs/revisions.md that it bears out.
 """
 
+import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,10 @@ from cluster.revisions.workloads import (
     running,
     source,
 )
+
+PAGE = (Path(__file__).parents[3] / "docs" / "revisions.md").read_text()
+REVISION, PIN = "web-547df99d74", "web-547df99d74-87265ae3"
+"""The names that the page has."""
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +74,31 @@ def test_a_record_that_is_forgotten_while_no_pod_runs_is_made_anew(
     assert digests(pin_of(shop, pod)) == {tag.text: new.digest}
 
 
-def test_what_people_see_of_a_restart(shop: Namespace, tag: Tag) -> None:
-    shop.create(deployment("web", {"app": tag.text}, replicas=2))
-    old = running(shop, "web", 2)
-    new = tag.move()
-    shop.kubectl("rollout", "restart", "deployment/web")
-    (pod, _) = running(shop, "web", 2, besides=old)
-
-    listed = shop.kubectl("get", "imagepins").output
-    told = shop.kubectl("describe", "imagepin", pin_of(shop, pod)["metadata"]["name"]).output
-
-    print(listed, told, sep="\n")
-    header, *lines = listed.splitlines()
-    assert header.split() == ["NAME", "KIND", "WORKLOAD", "REVISION", "FIRST", "IMAGE", "AGE"]
-    owners = {each["metadata"]["ownerReferences"][0]["name"] for each in (old[0], pod)}
-    assert {tuple(line.split()[1:5]) for line in lines} == {
-        ("Deployment", "web", owner, tag.text) for owner in owners
+def test_the_commands_of_the_page_do_what_it_says(shop: Namespace, tag: Tag) -> None:
+    shop.create(deployment("web", {"app": tag.text}))
+    (pod,) = running(shop, "web", 1)
+    pin = pin_of(shop, pod)
+    names = {
+        PIN: pin["metadata"]["name"],
+        REVISION: pin["spec"]["revision"]["name"],
+        "NAME": pod["metadata"]["name"],
     }
-    assert new.digest in told
+
+    new = tag.move()
+
+    answers = []
+    for command in re.findall(r"^\$ (kubectl .+?)(?: +#.*)?$", PAGE, re.MULTILINE):
+        words = [names.get(word, word) for word in shlex.split(command)]
+        answers.append(shop.kubectl(*words[1:]).output)
+
+    listed, described, wide, recorded, unrecorded, *_ = answers
+    assert listed.split()[:6] == ["NAME", "KIND", "WORKLOAD", "REVISION", "FIRST", "IMAGE"]
+    assert listed.split()[7:11] == [names[PIN], "Deployment", "web", names[REVISION]]
+    assert tag.old.digest in described
+    assert tag.old.digest in wide
+    assert (recorded, unrecorded) == (names[PIN], "")
+    assert apps(running(shop, "web", 3, besides=[pod])) == {new.pinned}
+    assert pin_of(shop, pod) == {}
 
 
 def test_records_outlive_tagpin(

@@ -76,7 +76,7 @@ def opt_in(control_plane: ControlPlane, namespace: Namespace, tag: Tag) -> None:
 def test_a_workload_that_is_opted_in_later_goes_on_with_what_it_runs(
     control_plane: ControlPlane, shop: Namespace, tag: Tag
 ) -> None:
-    """a namespace is labelled while its workloads run, and the tag has moved since they began"""
+    """a namespace is labelled while its workloads run, and their tags have moved"""
     *_, last = start(shop, tag, f"{repository(tag)}@{tag.old.digest}")
     tag.move()
     opt_in(control_plane, shop, tag)
@@ -94,7 +94,7 @@ def test_a_workload_that_is_opted_in_later_goes_on_with_what_it_runs(
 def test_pods_of_one_revision_that_run_several_builds_are_told_of(
     control_plane: ControlPlane, shop: Namespace, tag: Tag
 ) -> None:
-    """the pods of a revision that nobody recorded run several builds"""
+    """the pods of a revision that was never recorded run several builds"""
     newer = tag.move()
     *_, last = start(shop, tag, *(f"{repository(tag)}@{each.digest}" for each in (tag.old, newer)))
     newest = tag.move()
@@ -120,7 +120,7 @@ def test_pods_of_one_revision_that_run_several_builds_are_told_of(
 def test_an_image_id_that_says_nothing_about_the_tag_does_not_count(
     control_plane: ControlPlane, shop: Namespace, tag: Tag, reported: str
 ) -> None:
-    """a namespace is labelled, and no pod says which digest it runs"""
+    """no pod of a revision that was never recorded says what it runs"""
     *_, last = start(shop, tag, reported)
     new = tag.move()
     opt_in(control_plane, shop, tag)
