@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tagpin import workload
 from tagpin.errors import Reason, Unproven, Unrecorded, Unresolvable
 from tagpin.imagepin import ImagePin
 from tagpin.ledger import Entry
 from tagpin.pins import Pin
-from tagpin.revision import Claim, Revision, proven
+from tagpin.revision import Claim, Revision, counts_pods, created, proven
 from tagpin.workload import Pod
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,7 +19,10 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class FakeLedger:
-    """Every claim is borne out by `owners` (by uid), or else by a Deployment's ReplicaSet."""
+    """Every claim is borne out by `owners` (by uid), or else by a Deployment's ReplicaSet.
+
+    Where there are `objects`, only they bear out claims, and of `pods` only siblings are told.
+    """
 
     records: dict[str, ImagePin] = field(default_factory=dict)
     owners: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -39,12 +43,16 @@ class FakeLedger:
     """How many seconds each call was given."""
     overtaken_by: ImagePin | None = None
     """What another replica writes just before our first write."""
+    objects: dict[tuple[str, str], dict[str, Any]] | None = None
+    """What the cluster has, by plural and name."""
 
     async def look_up(self, claimed: Claim, *, within: float) -> Entry:
         await self._called("look_up", within)
         if self.unproven:
             raise Unproven(self.unproven)
         _must_not(self.unreadable)
+        if self.objects is not None:
+            return self._compared(claimed, self.objects)
         owner = self.owners.get(claimed.owner.uid) or owner_of(claimed)
         revision = proven(claimed, owner, {"metadata": owner["metadata"]})
         record = self.records.get(revision.record_name)
@@ -53,7 +61,9 @@ class FakeLedger:
     async def siblings(self, claimed: Claim, *, within: float) -> Sequence[Pod]:
         await self._called("siblings", within)
         _must_not(self.unlistable)
-        return self.pods
+        if self.objects is None:
+            return self.pods
+        return [pod for pod in self.pods if _is_sibling(pod, claimed)]
 
     async def history(self, revision: Revision, *, within: float) -> Sequence[ImagePin]:
         await self._called("history", within)
@@ -71,8 +81,18 @@ class FakeLedger:
         record = self.records.get(revision.record_name, ImagePin(revision, {}))
         if record.is_of(revision):
             record = record.with_pins(pins)
-        self.records[revision.record_name] = record
+        if record.pins:  # the API server takes no other
+            self.records[revision.record_name] = record
         return record
+
+    def _compared(self, claimed: Claim, objects: dict[tuple[str, str], dict[str, Any]]) -> Entry:
+        owner = objects.get((claimed.kind.plural, claimed.owner.name))
+        history = objects.get(("controllerrevisions", claimed.history or ""))
+        if owner is None or (claimed.history and history is None):
+            raise Unproven("no such object")
+        revision = proven(claimed, owner, history)
+        record = self.records.get(revision.record_name)
+        return Entry(revision, record, created(history or owner), has_pods=counts_pods(owner))
 
     async def _called(self, name: str, within: float) -> None:
         self.calls.append(name)
@@ -95,3 +115,10 @@ def owner_of(claimed: Claim) -> dict[str, Any]:
 def _must_not(fault: str) -> None:
     if fault:
         raise Unresolvable(Reason.LEDGER, fault)
+
+
+def _is_sibling(pod: Pod, claimed: Claim) -> bool:
+    owner = workload.controller(pod)
+    label, _, value = claimed.selector.partition("=")
+    is_labelled = workload.labels(pod).get(label) == value
+    return owner is not None and owner.uid == claimed.owner.uid and is_labelled
