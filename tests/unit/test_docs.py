@@ -9,7 +9,7 @@ import pytest
 
 from tagpin.errors import Reason
 from tagpin.pins import Source
-from tagpin.settings import Registry, Settings
+from tagpin.settings import Registry, Settings, WorkloadKind
 from tagpin.verdict import Result
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +42,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert settings == Settings()
 
 
-@pytest.mark.parametrize("item", [item.name for item in dataclasses.fields(Registry)])
-def test_every_key_of_a_registry_is_shown(item: str) -> None:
+@pytest.mark.parametrize(
+    "item", [item.name for kind in (Registry, WorkloadKind) for item in dataclasses.fields(kind)]
+)
+def test_every_key_of_a_registry_and_of_a_workload_kind_is_shown(item: str) -> None:
     assert f"{camel_case(item)}:" in CONFIGURATION
 
 

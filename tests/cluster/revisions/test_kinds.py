@@ -3,7 +3,6 @@
 A docstring of a test is the row of the table in docs/revisions.md that it bears out.
 """
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +30,7 @@ from cluster.revisions.workloads import (
     annotations,
     app,
     apps,
+    definition,
     digests,
     pin_of,
     renewed,
@@ -170,61 +170,29 @@ def test_a_job_that_is_created_again_gets_the_new_build(shop: Namespace, tag: Ta
 def test_a_replica_set_of_an_argo_rollout_has_a_revision_of_the_rollout(
     control_plane: ControlPlane, shop: Namespace, tag: Tag, registries: Registries
 ) -> None:
-    control_plane.kubectl("create", "-f", "-", input=json.dumps(ROLLOUT_CRD))
-    try:
-        established = ("--for=condition=established", "--timeout=30s")
-        control_plane.kubectl("wait", f"crd/{ROLLOUTS}", *established)
-        shop.create({"metadata": {"name": "web"}, "apiVersion": ARGO, "kind": "Rollout"})
-        rollout = shop.get("rollouts/web", f"apis/{ARGO}")
-        labels = {"rollouts-pod-template-hash": "5d4f8c"}
-        made = replica_set("web-5d4f8c", {"app": tag.text}, labels=labels, owner=rollout)
-        made["spec"]["template"]["metadata"]["labels"]["app"] = "web"
-        made["spec"]["selector"] = {"matchLabels": {"app": "web", **labels}}
-        shop.create(made)
-        running(shop, "web", 1)
+    api_version, template_hash = "argoproj.io/v1alpha1", "5d4f8c"
+    with definition(control_plane, api_version, "Rollout", "rollouts"):
+        shop.create({"metadata": {"name": "web"}, "apiVersion": api_version, "kind": "Rollout"})
+        rollout = shop.get("rollouts/web", f"apis/{api_version}")
+        labels = {"rollouts-pod-template-hash": template_hash}
+        name = f"web-{template_hash}"
+        shop.create(replica_set(name, {"app": tag.text}, labels=labels, owner=rollout))
+        running(shop, name, 1)
         tag.move()
-
         with registries.public.away():
-            shop.kubectl("scale", "replicaset/web-5d4f8c", "--replicas=3")
-            pods = running(shop, "web", 3)
+            shop.kubectl("scale", f"replicaset/{name}", "--replicas=3")
+            pods = running(shop, name, 3)
 
-        assert apps(pods) == {tag.old.pinned}
-        (pin,) = shop.image_pins()
-        assert pin["spec"]["workload"] == {
-            "apiVersion": ARGO,
-            "kind": "Rollout",
-            "name": "web",
-            "uid": uid(rollout),
-        }
-        assert pin["spec"]["revision"] == {
-            "kind": "ReplicaSet",
-            "name": "web-5d4f8c",
-            "hash": "5d4f8c",
-        }
-    finally:
-        control_plane.kubectl("delete", "crd", ROLLOUTS, "--wait=false")
-
-
-ARGO = "argoproj.io/v1alpha1"
-ROLLOUTS = "rollouts.argoproj.io"
-ROLLOUT_CRD = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": ROLLOUTS},
-    "spec": {
-        "group": "argoproj.io",
-        "scope": "Namespaced",
-        "names": {"kind": "Rollout", "plural": "rollouts"},
-        "versions": [
-            {
-                "name": "v1alpha1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object"}},
-            }
-        ],
-    },
-}
+    assert apps(pods) == {tag.old.pinned}
+    (pin,) = shop.image_pins()
+    assert pin["spec"]["workload"] == {
+        "apiVersion": api_version,
+        "kind": "Rollout",
+        "name": "web",
+        "uid": uid(rollout),
+    }
+    revision = {"kind": "ReplicaSet", "name": name, "hash": template_hash}
+    assert pin["spec"]["revision"] == revision
 
 
 def test_a_pod_without_a_controller_is_its_own_revision(shop: Namespace, tag: Tag) -> None:

@@ -1,9 +1,12 @@
 """What tests of revisions look at: a tag that moves, and what a workload's pods run."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+from cluster.controlplane import ControlPlane
 from cluster.namespaces import Namespace, Object, eventually, images, record
 from cluster.registries import Pushed, Store
 
@@ -101,3 +104,28 @@ def uid(found: Object) -> str:
 
 def is_going(pod: Object) -> bool:
     return "deletionTimestamp" in pod["metadata"]
+
+
+@contextmanager
+def definition(
+    control_plane: ControlPlane, api_version: str, kind: str, plural: str
+) -> Iterator[None]:
+    """A kind of somebody else's, for as long as a context lasts."""
+    group, _, version = api_version.partition("/")
+    schema = {"openAPIV3Schema": {"type": "object"}}
+    served = {"name": version, "served": True, "storage": True, "schema": schema}
+    names = {"kind": kind, "plural": plural}
+    name = f"{plural}.{group}"
+    made = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": name},
+        "spec": {"group": group, "scope": "Namespaced", "names": names, "versions": [served]},
+    }
+    control_plane.kubectl("create", "-f", "-", input=json.dumps(made))
+    try:
+        established = ("--for=condition=established", "--timeout=30s")
+        control_plane.kubectl("wait", f"crd/{name}", *established)
+        yield
+    finally:
+        control_plane.kubectl("delete", "crd", name, "--wait=false")
