@@ -494,9 +494,13 @@ class TestTheApiServer:
     async def test_a_quota_that_is_used_up(self, control_plane: ControlPlane, real: Real) -> None:
         full = Namespace(control_plane, "full")
         full.kubectl("create", "quota", "none", f"--hard=count/{PLURAL}.{GROUP}=0")
-        with pytest.raises(Unrecorded, match="quota: none") as got:
-            for uid in range(1000):  # the API server takes a moment to know of a quota
+
+        async def write_until_refused() -> None:  # a quota counts after a moment
+            for uid in range(1000):
                 await write(real, revision_in("full", f"uid-{uid}"), WEB)
+
+        with pytest.raises(Unrecorded, match="quota: none") as got:
+            await write_until_refused()
         assert got.value.is_fault
 
     async def test_an_odd_uid_finds_its_own_records_and_no_others(self, real: Real) -> None:

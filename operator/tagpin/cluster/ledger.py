@@ -281,7 +281,10 @@ class ClusterLedger:
     async def _write(self, revision: Revision, pins: Sequence[Pin], known: _Known) -> ImagePin:
         """Write until it holds; what is found meanwhile becomes `known`."""
         key, refusals = _key(revision), list[ClusterError]()
-        found = None if self._records.peek(key) is None else await self._reread(revision, known)
+        found = None
+        if (remembered := self._records.peek(key)) is not None:
+            known.record = remembered.value
+            found = await self._reread(revision, known)
         while True:
             record = known.record or ImagePin(revision, {})
             wanted = record.with_pins(pins) if record.is_of(revision) else record

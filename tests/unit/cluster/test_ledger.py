@@ -901,6 +901,16 @@ class TestWriting:
         with pytest.raises(Unresolvable):
             await ledger.write(REVISION, [WEB, SIDECAR], within=ROOM)
 
+    async def test_nor_where_only_memory_knows_what_is_recorded(
+        self, api: FakeApi, ledger: ClusterLedger
+    ) -> None:
+        await written(ledger, WEB)
+        api.fail("GET imagepins", refusing(500), forever=True)
+        with pytest.raises(Unresolvable):
+            await ledger.write(REVISION, [another(WEB)], within=ROOM)
+        with pytest.raises(Unrecorded):
+            await ledger.write(REVISION, [SIDECAR], within=ROOM)
+
     async def test_what_nobody_recorded_may_stay_unrecorded(
         self, api: FakeApi, ledger: ClusterLedger
     ) -> None:
