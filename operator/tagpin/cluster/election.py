@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -180,6 +181,14 @@ class _Lock(LeaseLock):
                 raise
             return False
         return True
+
+    def time_str_to_iso(self, str_time: str) -> str:
+        """As the library does, but no whole seconds: the client leaves out their fraction.
+
+        The API server refuses a Lease without it, and so would each renewal be refused.
+        """
+        moment = datetime.fromisoformat(str_time)
+        return moment.replace(microsecond=moment.microsecond or 1).isoformat() + "Z"
 
     async def give_back(self) -> None:
         """Remove the holder, if that is us."""

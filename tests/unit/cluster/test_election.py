@@ -75,6 +75,8 @@ class LeaseApi:
         body = await request.json()
         if body["metadata"]["resourceVersion"] != str(self._version):
             return _status(409, "somebody was faster")
+        if not all("." in body["spec"].get(key, ".") for key in ("acquireTime", "renewTime")):
+            return _status(400, "cannot be handled as a Lease")  # as the real one does
         self.write(**body["spec"])
         return web.json_response(body)
 
@@ -160,6 +162,18 @@ class TestLeading:
             await until(lambda: replica.is_at_work, 1)
             assert replica.election.is_leader
             assert (api.holder, api.spec["leaseDurationSeconds"]) == ("a", 2)
+
+    async def test_a_replica_that_was_started_again_goes_on_with_its_lease(
+        self, api: LeaseApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        began = "2026-11-24T12:00:00.000000Z"
+        api.write(holderIdentity="a", leaseDurationSeconds=2, acquireTime=began, renewTime=began)
+        replica = Replica(api, "a")
+        async with standing(replica):
+            await until(lambda: replica.is_at_work, 1)
+            assert api.spec["acquireTime"].startswith("2026-11-24T12:00:00.")
+            assert api.spec["renewTime"] > began
+        assert told(caplog) == []
 
     async def test_one_works_for_as_long_as_it_is_there_and_then_the_other(
         self, api: LeaseApi

@@ -73,7 +73,7 @@ class RecordApi:
                 "namespace": "shop",
                 "name": name,
                 "uid": f"uid-of-{name}",
-                "resourceVersion": "1",
+                "resourceVersion": f"version-of-{name}",
                 "creationTimestamp": created.isoformat().replace("+00:00", "Z"),
                 "ownerReferences": [] if left_behind else [owner],
             },
