@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from tagpin import workload
 from tagpin.pins import Pin
 from tagpin.revision import Revision
 from tagpin.workload import Owner
@@ -82,17 +81,3 @@ def entry(pin: Pin) -> dict[str, Any]:
     """The item of `spec.images`."""
     fields = pin.to_json()
     return {"reference": fields.pop("image"), **fields}
-
-
-def is_orphan(found: Mapping[str, Any]) -> bool:
-    """Whether an ImagePin's workload was deleted without what belonged to it."""
-    uid = ImagePin.from_object(found).revision.workload.uid
-    owners = found["metadata"].get("ownerReferences") or []
-    return all(workload.Owner.from_reference(owner).uid != uid for owner in owners)
-
-
-def _text(fields: Mapping[str, Any], key: str) -> str:
-    text = fields[key]
-    if not isinstance(text, str):
-        raise TypeError(f"{key} is no text")
-    return text
