@@ -70,7 +70,7 @@ def test_every_event_in_the_life_of_a_revision_is_tried_on_a_cluster() -> None:
     events = re.findall(r"^\| (.+?) \|", table.partition("\n\n")[0], re.MULTILINE)
     tried = {
         ast.get_docstring(node)
-        for file in (ROOT / "tests" / "cluster" / "revisions").glob("test_*.py")
+        for file in (ROOT / "tests" / "cluster" / "revisions").rglob("test_*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }

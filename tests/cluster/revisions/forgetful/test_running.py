@@ -4,12 +4,11 @@ A docstring of a test is the row of the table in docs/revisions.md that it bears
 """
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from cluster.controlplane import ControlPlane
-from cluster.installation import Install, Installation
+from cluster.installation import Installation
 from cluster.namespaces import (
     Namespace,
     NewNamespace,
@@ -33,13 +32,6 @@ from cluster.revisions.workloads import (
 
 CHANGE = {"enableServiceLinks": False}
 OTHER = f"registry.test/other@sha256:{'0' * 64}"
-
-
-@pytest.fixture(scope="module")
-def installation(install: Install) -> Iterator[Installation]:
-    """One that remembers nothing for long."""
-    with install(recordTTL="10ms", freshness="10ms") as running:
-        yield running
 
 
 @pytest.fixture

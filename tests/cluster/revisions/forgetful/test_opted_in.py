@@ -1,18 +1,16 @@
 """Revisions of a kind that is opted in, as docs/configuration.md says how to."""
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from cluster.controlplane import ControlPlane
-from cluster.installation import Install, Installation
 from cluster.namespaces import Namespace, Object, controller_reference, pod
 from cluster.registries import Registries
+from cluster.revisions.pages import OPTED_IN, RIGHTS
 from cluster.revisions.workloads import (
     Tag,
     annotations,
@@ -24,25 +22,15 @@ from cluster.revisions.workloads import (
     uid,
 )
 
-PAGE = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
-SECTION = PAGE.partition("## More kinds of workloads")[2].partition("\n## ")[0]
-SETTINGS, RIGHTS = re.findall(r"```yaml\n(.+?)```", SECTION, re.DOTALL)
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kind(control_plane: ControlPlane) -> Iterator[dict[str, Any]]:
     """What the page says of the kind; the kind is there, and tagpin may read it."""
-    (kind,) = yaml.safe_load(SETTINGS)["workloadKinds"]
-    control_plane.kubectl("apply", "-f", "-", input=RIGHTS)
+    (kind,) = yaml.safe_load(OPTED_IN)["workloadKinds"]
+    control_plane.kubectl("create", "-f", "-", input=RIGHTS)
     with definition(control_plane, kind["apiVersion"], kind["kind"], kind["plural"]):
         yield kind
-
-
-@pytest.fixture(scope="module")
-def installation(install: Install, kind: dict[str, Any]) -> Iterator[Installation]:
-    """One that is told of the kind, and asks the registry again for nearly every image."""
-    with install(freshness="10ms", **yaml.safe_load(SETTINGS)) as running:
-        yield running
+    control_plane.kubectl("delete", "-f", "-", input=RIGHTS)
 
 
 def test_its_pods_have_revisions_if_its_own_controller_creates_them(

@@ -3,17 +3,13 @@
 A docstring of a test is the row of the table in docs/revisions.md that it bears out.
 """
 
-import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from cluster.controlplane import ControlPlane
-from cluster.installation import BASE, Install, Installation
+from cluster.installation import BASE, Installation
 from cluster.namespaces import Namespace, deployment
 from cluster.registries import Registries
+from cluster.revisions.pages import COMMANDS, PIN, REVISION
 from cluster.revisions.workloads import (
     Tag,
     app,
@@ -24,17 +20,6 @@ from cluster.revisions.workloads import (
     running,
     source,
 )
-
-PAGE = (Path(__file__).parents[3] / "docs" / "revisions.md").read_text()
-REVISION, PIN = "web-547df99d74", "web-547df99d74-87265ae3"
-"""The names that the page has."""
-
-
-@pytest.fixture(scope="module")
-def installation(install: Install) -> Iterator[Installation]:
-    """One that remembers nothing for long."""
-    with install(recordTTL="10ms", freshness="10ms") as running:
-        yield running
 
 
 def test_a_record_that_is_forgotten_is_made_again_from_the_pods_that_run(
@@ -87,7 +72,7 @@ def test_the_commands_of_the_page_do_what_it_says(shop: Namespace, tag: Tag) -> 
     new = tag.move()
 
     answers = []
-    for command in re.findall(r"^\$ (kubectl .+?)(?: +#.*)?$", PAGE, re.MULTILINE):
+    for command in COMMANDS:
         words = [names.get(word, word) for word in shlex.split(command)]
         answers.append(shop.kubectl(*words[1:]).output)
 

@@ -3,12 +3,10 @@
 A docstring of a test is the row of the table in docs/revisions.md that it bears out.
 """
 
-from collections.abc import Iterator
-
 import pytest
 
 from cluster.controlplane import ControlPlane
-from cluster.installation import Install, Installation
+from cluster.installation import Installation
 from cluster.namespaces import (
     Namespace,
     NewNamespace,
@@ -43,13 +41,6 @@ from cluster.revisions.workloads import (
 REVISION, UNRECORDED = "tagpin.dev/revision", "tagpin.dev/unrecorded"
 HELD = {"schedulingGates": [{"name": "tagpin.test/hold"}]}
 APPS, BATCH = "apis/apps/v1", "apis/batch/v1"
-
-
-@pytest.fixture(scope="module")
-def installation(install: Install) -> Iterator[Installation]:
-    """One that asks the registry again for nearly every image that has no record."""
-    with install(freshness="10ms") as running:
-        yield running
 
 
 @pytest.fixture(scope="module", autouse=True)
