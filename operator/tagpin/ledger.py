@@ -220,9 +220,9 @@ class Page:
         return {
             image: _from_ledger(recorded)
             for image, pin in new.items()
-            if image.text == pin.image
-            and (recorded := self._recorded(pin.image))
-            and recorded.digest != pin.digest
+            if (recorded := self._recorded(pin.image))
+            and recorded != pin
+            and image.text in (recorded.image, recorded.pinned)
         }
 
     @property

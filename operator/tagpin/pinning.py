@@ -17,7 +17,7 @@ from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation
 from tagpin.policy import Decision, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference, shortened
 from tagpin.revision import Kinds
-from tagpin.verdict import Admission, Result, Verdict, draw
+from tagpin.verdict import Admission, Result, Standing, Verdict, draw
 from tagpin.workload import Image
 
 MAX_IMAGES = 100
@@ -131,6 +131,7 @@ class Pinner:
         subjects = _subjects(admission)
         settled, unsettled = self._parse(subjects, admission, claims)
         page, faults, remarks = Page(self._ledger), list[Exception](), tuple[str, ...]()
+        asked = tuple(unsettled)
         if unsettled:
             texts = [
                 image.text if ref.digest is None else claims[image.name].image
@@ -175,7 +176,10 @@ class Pinner:
                 settled, dry_run=admission.dry_run, within=deadline.remaining()
             )
         in_order = {image: settled[image] for image in subjects if image in settled}
-        verdict = draw(admission, in_order, page.standing, remarks)
+        # A record has nothing to do with digests that came with the pod, whatever it says of them.
+        has_more = any(not _is_given(settled[image]) for image in asked)
+        standing = page.standing if has_more else Standing()
+        verdict = draw(admission, in_order, standing, remarks)
         return replace(verdict, faults=tuple(faults))
 
     def _parse(
@@ -319,6 +323,10 @@ def _restorable(admission: Admission) -> dict[str, Pin]:
 def _claims(claim: object, image: Image) -> bool:
     """Whether a record says how the digest of this image got behind a tag."""
     return isinstance(claim, Pin) and image.text == claim.pinned
+
+
+def _is_given(pin: Pin | Failure) -> bool:
+    return isinstance(pin, Pin) and pin.source is Source.GIVEN
 
 
 def _without_digest(ref: Reference, claim: Pin) -> Reference:

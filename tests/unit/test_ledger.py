@@ -46,6 +46,10 @@ NOW = datetime(2026, 1, 1, 0, 16, 40, tzinfo=UTC)
 """What the fakes' clock says, unless it is told otherwise."""
 
 
+def record_of(*pins: Pin, revision: Revision = REVISION) -> ImagePin:
+    return ImagePin(revision, {pin.image: pin for pin in pins})
+
+
 class Shop:
     """One replica of tagpin, its registry and its ledger."""
 
@@ -80,8 +84,7 @@ class Shop:
 
     def keep(self, *pins: Pin, revision: Revision = REVISION) -> None:
         """Let pins be recorded already."""
-        record = ImagePin(revision, {pin.image: pin for pin in pins})
-        self.ledger.records[revision.record_name] = record
+        self.ledger.records[revision.record_name] = record_of(*pins, revision=revision)
 
 
 def pod_of(
@@ -254,7 +257,7 @@ async def test_a_pod_of_digests_does_not_need_the_ledger(mode: Mode) -> None:
 async def test_of_two_first_pods_both_run_what_was_recorded_first(mode: Mode) -> None:
     """Replicas race, and each may have been told another digest."""
     theirs = Pin("nginx:1.25", OTHER, Source.CACHE, NOW - timedelta(seconds=1))
-    shop = Shop(overtaken_by=ImagePin(REVISION, {"nginx:1.25": theirs}))
+    shop = Shop(overtaken_by=record_of(theirs))
     admission = create(pod_of({"app": "nginx:1.25", "db": "redis:7"}), mode)
 
     verdict = await shop.admit(admission)
@@ -268,13 +271,14 @@ async def test_of_two_first_pods_both_run_what_was_recorded_first(mode: Mode) ->
     assert shop.recorded()["redis:7"] == verdict.pins["db"]
 
 
-async def test_who_was_overtaken_with_the_same_answer_says_where_it_had_it_from() -> None:
+async def test_who_was_overtaken_with_the_same_answer_says_what_is_recorded() -> None:
+    """Else a second pass over the pod would correct the first."""
     theirs = Pin("nginx:1.25", NGINX, Source.CACHE, NOW - timedelta(seconds=1))
-    shop = Shop(overtaken_by=ImagePin(REVISION, {"nginx:1.25": theirs}))
+    shop = Shop(overtaken_by=record_of(theirs))
 
     verdict = await shop.admit(create())
 
-    assert verdict.pins == {"app": Pin("nginx:1.25", NGINX, Source.REGISTRY, NOW)}
+    assert verdict.pins == {"app": replace(theirs, source=Source.LEDGER)}
 
 
 async def test_however_many_pods_come_at_once_they_run_one_digest() -> None:
@@ -948,36 +952,28 @@ async def test_a_pod_of_no_revision_has_no_history() -> None:
 # --- a second pass, and what comes with a pod --------------------------------------------------
 
 
+FAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "unproven": {"unproven": "it is another one"},
+    "unreadable": {"unreadable": "down"},
+    "unwritable": {"unwritable": "down"},
+    "going away": {"unwritable": "going away", "is_fault": False},
+    "unanswered": {"unanswered": "down"},
+    "recorded": {"records": {NAME: record_of(Pin("nginx:1.25", OLD, Source.STALE, NOW))}},
+    "full": {"records": {NAME: record_of(*(Pin(f"a:{n}", OLD, Source.CACHE) for n in range(50)))}},
+    "taken": {"records": {NAME: record_of(revision=replace(REVISION, hash="other"))}},
+    "overtaken": {"overtaken_by": record_of(Pin("nginx:1.25", OTHER, Source.CACHE, NOW))},
+    "overtaken by the same": {
+        "overtaken_by": record_of(Pin("nginx:1.25", NGINX, Source.CACHE, NOW))
+    },
+}
+"""States that a pod may find the ledger in."""
+
+
 def faulty(name: str) -> Shop:
-    """A ledger in one of the states that a pod may find it in."""
-    shop = Shop()
-    match name:
-        case "unproven":
-            shop.ledger.unproven = "it is another one"
-        case "unreadable":
-            shop.ledger.unreadable = "down"
-        case "unwritable":
-            shop.ledger.unwritable = "down"
-        case "going away":
-            shop.ledger.unwritable, shop.ledger.is_fault = "going away", False
-        case "unanswered":
-            shop.ledger.unanswered = "down"
-        case "recorded":
-            shop.keep(Pin("nginx:1.25", OLD, Source.STALE, NOW))
-        case "full":
-            shop.keep(*(Pin(f"app:{i}", OLD, Source.REGISTRY, NOW) for i in range(MAX_PINS)))
-        case "taken":
-            shop.ledger.records[NAME] = ImagePin(replace(REVISION, hash="other"), {})
-        case "overtaken":
-            theirs = Pin("nginx:1.25", OTHER, Source.CACHE, NOW)
-            shop.ledger.overtaken_by = ImagePin(REVISION, {"nginx:1.25": theirs})
-    return shop
+    return Shop(**copy.deepcopy(FAULTS[name]))
 
 
-FAULTS = [
-    *("none", "unproven", "unreadable", "unwritable", "going away", "unanswered"),
-    *("recorded", "full", "taken", "overtaken"),
-]
 SITUATIONS = ["up", "down", "cached", "siblings", "mixed", "down with siblings that disagree"]
 
 
@@ -991,7 +987,7 @@ def in_situation(shop: Shop, name: str) -> None:
         shop.resolver.remember("nginx:1.25", NGINX)
         shop.resolver.clock.advance(2)
     if name == "siblings":
-        shop.ledger.pods = [sibling(("app", f"nginx:1.25@{OLD}"))]
+        shop.ledger.pods = [sibling(("app", f"nginx:1.25@{OLD}"), ("web", f"nginx:1.25@{OLD}"))]
     if name in ("mixed", "down with siblings that disagree"):
         shop.ledger.pods = [sibling(("app", f"nginx:1.25@{digest}")) for digest in (OLD, OTHER)]
 
@@ -1005,7 +1001,8 @@ async def test_a_second_pass_over_a_pod_of_a_revision_is_empty(
 ) -> None:
     shop = faulty(fault)
     in_situation(shop, situation)
-    admission = create(pod_of({"app": "nginx:1.25", "db": f"redis@{OLD}"}), mode, dry_run=dry_run)
+    images = {"app": "nginx:1.25", "web": "nginx:1.25", "db": f"redis@{OLD}"}
+    admission = create(pod_of(images), mode, dry_run=dry_run)
 
     first = await shop.admit(admission)
     second = await shop.admit(replace(admission, pod=patched(admission, first)))

@@ -17,13 +17,15 @@ from fakes.ledger import FakeLedger
 from fakes.resolver import HANGS, FakePullSecrets, FakeResolver, digest_of
 from tagpin import workload
 from tagpin.errors import Reason, Unresolvable
+from tagpin.imagepin import ImagePin
 from tagpin.keychain import Credential, Keychain
 from tagpin.pinning import MAX_IMAGES, Access, Pinner
 from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation, to_annotation
 from tagpin.policy import Mode, Rules
 from tagpin.reference import Digest
-from tagpin.revision import kinds
+from tagpin.revision import Revision, kinds
 from tagpin.verdict import MAX_TOLD, Admission, Result, Verdict, broken
+from tagpin.workload import Owner
 
 NGINX = digest_of("docker.io/library/nginx:1.25")
 REDIS = digest_of("docker.io/library/redis:7")
@@ -31,15 +33,19 @@ OTHER = Digest.parse("sha256:" + "a" * 64)
 BOB = Keychain((("docker.io", Credential("bob", "pw")),))
 RULES = Rules.from_settings(("registry.example.com/mesh/",), ("kube-system", "tagpin-system"))
 WRITING = [Mode.PIN, Mode.ENFORCE]
+MANAGER = "system:kube-controller-manager"
 
 
 def pinner(
-    resolver: FakeResolver, secrets: FakePullSecrets | None = None, **limits: float
+    resolver: FakeResolver,
+    secrets: FakePullSecrets | None = None,
+    ledger: FakeLedger | None = None,
+    **limits: float,
 ) -> Pinner:
     return Pinner(
         resolver,
         secrets or FakePullSecrets(),
-        FakeLedger(),
+        ledger or FakeLedger(),
         rules=RULES,
         kinds=kinds(),
         now=resolver.clock.now,
@@ -848,9 +854,11 @@ IMAGES = [
 ]
 
 
-async def twice(resolver: FakeResolver, admission: Admission) -> tuple[Verdict, Verdict]:
+async def twice(
+    resolver: FakeResolver, admission: Admission, ledger: FakeLedger | None = None
+) -> tuple[Verdict, Verdict]:
     """The verdicts of two passes, as when another webhook changes the pod in between."""
-    operator = pinner(resolver)
+    operator = pinner(resolver, ledger=ledger)
     first = await operator.admit(admission)
     again = replace(admission, pod=patched(admission, first))
     return first, await operator.admit(again)
@@ -1043,18 +1051,95 @@ admissions = st.builds(
     pod=pods(),
     old=pods(),
     subresource=st.sampled_from(["", "", "ephemeralcontainers"]),
+    dry_run=st.booleans(),
 ).map(lambda each: each if each.operation == "UPDATE" else replace(each, old={}, subresource=""))
+
+REPLICA_SET = {
+    "apiVersion": "apps/v1",
+    "kind": "ReplicaSet",
+    "name": "web-5d4f",
+    "uid": "uid-rs",
+    "controller": True,
+}
+OF_A_REVISION = {"ownerReferences": [REPLICA_SET], "labels": {"pod-template-hash": "5d4f"}}
+REVISION = Revision(
+    "shop", Owner("apps/v1", "Deployment", "web", "uid-web"), "ReplicaSet", "web-5d4f", "5d4f"
+)
+BEFORE = replace(REVISION, name="web-1", hash="1")
+
+
+@st.composite
+def pods_of_the_revision(draw: st.DrawFn) -> dict[str, Any]:
+    """Pods as their controller makes them, and as they are when they come again."""
+    tags = [image for image in IMAGES if "@sha256:" not in image]
+    images = draw(st.lists(st.sampled_from(tags), unique=True, min_size=1, max_size=3))
+    ends = st.sampled_from(["", "", f"@{NGINX}", f"@{OTHER}"])
+    texts = {name: image + draw(ends) for name, image in zip("abc", images, strict=False)}
+    claims = {
+        name: Pin(image, Digest.parse(digest), draw(st.sampled_from(Source)), FakeClock().now())
+        for name, text in texts.items()
+        for image, at, digest in [text.rpartition("@")]
+        if at and digest.startswith("sha256:") and draw(st.booleans())
+    }
+    pod = pod_of(texts, {**annotated(**claims), "note": "x"} if claims else None)
+    pod["metadata"] |= OF_A_REVISION
+    return pod
+
+
+of_the_revision = st.builds(
+    Admission,
+    mode=st.sampled_from(Mode),
+    operation=st.just("CREATE"),
+    namespace=st.just("shop"),
+    pod=pods_of_the_revision(),
+    user=st.sampled_from([MANAGER, MANAGER, MANAGER, "ann"]),
+    dry_run=st.sampled_from([False, False, True]),
+)
+recorded_pins = st.builds(
+    Pin,
+    st.sampled_from(IMAGES),
+    st.just(OTHER),
+    st.sampled_from([Source.REGISTRY, Source.CACHE, Source.SIBLINGS, Source.STALE]),
+    st.none() | st.just(FakeClock().now()),
+    st.booleans(),
+)
+recorded = st.dictionaries(st.sampled_from(IMAGES), recorded_pins, max_size=4).map(
+    lambda pins: {image: replace(pin, image=image) for image, pin in pins.items()}
+)
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> FakeLedger:
+    """The ledger in any state, with all its digests being OTHER."""
+    records: dict[str, ImagePin] = {}
+    for revision in draw(st.sets(st.sampled_from([REVISION, BEFORE]))):
+        of = draw(st.sampled_from([revision, revision, replace(revision, hash="forged")]))
+        records[revision.record_name] = ImagePin(of, draw(recorded))
+    overtaken = REVISION.record_name not in records and draw(st.booleans())
+    fault = st.sampled_from([*[""] * 7, "it is so"])
+    return FakeLedger(
+        records=records,
+        pods=draw(st.lists(pods_of_the_revision() | pods(), max_size=2)),
+        unproven=draw(fault),
+        unreadable=draw(fault),
+        unlistable=draw(fault),
+        unwritable="" if overtaken else draw(fault),
+        is_fault=draw(st.booleans()),
+        unanswered="" if overtaken else draw(fault),
+        overtaken_by=ImagePin(REVISION, draw(recorded)) if overtaken else None,
+    )
 
 
 @settings(deadline=None)
-@given(admissions)
+@given(admissions | of_the_revision, ledgers())
 async def test_no_image_becomes_anything_but_its_text_and_a_digest_that_is_vouched_for(
-    admission: Admission,
+    admission: Admission, ledger: FakeLedger
 ) -> None:
     resolver = trouble()
     original = copy.deepcopy(admission)
+    running = {image.text for pod in ledger.pods for image in workload.images(pod)}
 
-    verdict = await pinner(resolver).admit(admission)
+    verdict = await pinner(resolver, ledger=ledger).admit(admission)
 
     assert admission == original
     before = {image.pointer: image.text for image in workload.images(admission.pod)}
@@ -1064,11 +1149,15 @@ async def test_no_image_becomes_anything_but_its_text_and_a_digest_that_is_vouch
     for pointer, text in after.items():
         name, _, digest = text.rpartition("@")
         vouched = {str(OTHER), *(str(digest_of(_normalised(image))) for image in resolver.asked)}
+        recorded = {pin.pinned for each in ledger.records.values() for pin in each.pins.values()}
         assert (
             text == before[pointer]
-            or (name == before[pointer] and ran.get(pointer) == text)
+            or (name == before[pointer] and text in {ran.get(pointer), *running, *recorded})
             or (name == before[pointer] and name in resolver.asked and digest in vouched)
         )
+    for pin in verdict.pins.values():
+        known = isinstance(pin, Pin) and pin.source in (Source.LEDGER, Source.SIBLINGS)
+        assert not known or admission.user == MANAGER
     if admission.mode is Mode.AUDIT or not verdict.allowed:
         assert after == before
     json.dumps(verdict.audit)
@@ -1082,19 +1171,48 @@ def _normalised(image: str) -> str:
 
 
 @settings(deadline=None)
-@given(admissions)
-async def test_whatever_the_pod_a_second_pass_is_empty(admission: Admission) -> None:
-    _, second = await twice(trouble(), admission)
+@given(admissions | of_the_revision, ledgers())
+async def test_whatever_the_pod_a_second_pass_is_empty(
+    admission: Admission, ledger: FakeLedger
+) -> None:
+    # The first pass makes the record whose gaps the second one asks the siblings about.
+    ledger = replace(ledger, unlistable="")
+
+    first, second = await twice(trouble(), admission, ledger)
 
     assert list(second.operations) == []
+    assert second.allowed is first.allowed
 
 
 @settings(deadline=None)
-@given(admissions)
-async def test_in_enforce_no_tag_gets_in_but_an_exempt_one(admission: Admission) -> None:
+@given(admissions | of_the_revision, ledgers())
+async def test_nothing_is_recorded_but_for_a_new_pod_that_is_let_in_with_digests(
+    admission: Admission, ledger: FakeLedger
+) -> None:
+    before = dict(ledger.records)
+
+    verdict = await pinner(trouble(), ledger=ledger).admit(admission)
+
+    for name, record in before.items():
+        assert ledger.records[name].is_of(record.revision)
+        assert ledger.records[name].pins.items() >= record.pins.items()
+    if ledger.records != before:
+        assert verdict.allowed
+    if "write" in ledger.calls:
+        assert admission.mode is not Mode.AUDIT
+        assert not admission.dry_run
+        assert (admission.operation, admission.subresource) == ("CREATE", "")
+        assert admission.user == MANAGER
+
+
+@settings(deadline=None)
+@given(admissions | of_the_revision, ledgers())
+async def test_in_enforce_no_tag_gets_in_but_an_exempt_one(
+    admission: Admission, ledger: FakeLedger
+) -> None:
     admission = replace(admission, mode=Mode.ENFORCE)
 
-    verdict = await pinner(trouble()).admit(admission)
+    verdict = await pinner(trouble(), ledger=ledger).admit(admission)
 
     if verdict.allowed:
         subjects = {
