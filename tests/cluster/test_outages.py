@@ -435,7 +435,8 @@ def test_no_digest_serves_longer_than_the_setting_allows(
 
 def next_pod(namespace: Namespace, name: str, app: Pushed) -> Object:
     """The first pod of another revision of a Deployment, as its controller writes it."""
-    labels = {"pod-template-hash": "next"}
+    # Both, or the Deployment's controller would disown it.
+    labels = {"app": name, "pod-template-hash": "next"}
     web = namespace.get(f"deployments/{name}", "apis/apps/v1")
     namespace.create(
         replica_set(f"{name}-next", {"app": app.text}, labels=labels, owner=web, replicas=0)
