@@ -29,7 +29,7 @@ class Mark:
     control_plane: ControlPlane
     installation: Installation
     counted: int
-    logged: int
+    logged: tuple[int, ...]
     audited: int
 
     @classmethod
@@ -41,7 +41,7 @@ class Mark:
             control_plane,
             installation,
             pods_unrecorded(installation),
-            len(installation.log_lines()),
+            tuple(len(each.log_lines()) for each in installation.replicas),
             control_plane.audit_mark(),
         )
 
@@ -62,11 +62,10 @@ class Mark:
 
     def decisions(self) -> list[dict[str, Any]]:
         """The log lines about the namespace's pods since."""
-        # Of several replicas the lines before would stand in between.
-        assert len(self.installation.replicas) == 1
         return [
             line
-            for line in self.installation.log_lines()[self.logged :]
+            for before, replica in zip(self.logged, self.installation.replicas, strict=True)
+            for line in replica.log_lines()[before:]
             if line.get("namespace") == self.namespace.name and line["logger"] == "tagpin.decisions"
         ]
 
