@@ -81,3 +81,10 @@ def entry(pin: Pin) -> dict[str, Any]:
     """The item of `spec.images`."""
     fields = pin.to_json()
     return {"reference": fields.pop("image"), **fields}
+
+
+def _text(fields: Mapping[str, Any], key: str) -> str:
+    text = fields[key]
+    if not isinstance(text, str):
+        raise TypeError(f"{key} is no text")
+    return text
