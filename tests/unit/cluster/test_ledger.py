@@ -893,6 +893,14 @@ class TestWriting:
         with pytest.raises(Unresolvable, match="an ImagePin cannot be read"):
             await ledger.write(REVISION, [WEB], within=ROOM)
 
+    async def test_nor_does_one_that_was_a_record_before(
+        self, api: FakeApi, ledger: ClusterLedger
+    ) -> None:
+        await written(ledger, WEB)
+        api.store(RECORD, {"metadata": {"namespace": "shop"}, "spec": {}})
+        with pytest.raises(Unresolvable, match="an ImagePin cannot be read"):
+            await ledger.write(REVISION, [SIDECAR], within=ROOM)
+
     async def test_another_digest_than_the_recorded_one_is_never_let_through(
         self, api: FakeApi, ledger: ClusterLedger
     ) -> None:
@@ -973,6 +981,16 @@ class TestWriting:
         await record_of(ledger)
         del api.objects[RECORD]
         assert await written(ledger, SIDECAR) == {"sidecar:1": str(TWOS)} == api.recorded
+
+    async def test_a_write_that_fails_remembers_that_the_record_was_deleted(
+        self, api: FakeApi, ledger: ClusterLedger
+    ) -> None:
+        await written(ledger, WEB)
+        del api.objects[RECORD]
+        api.fail("POST imagepins", refusing(500))
+        with pytest.raises(Unrecorded):
+            await ledger.write(REVISION, [SIDECAR], within=ROOM)
+        assert await record_of(ledger) is None
 
     async def test_a_write_that_was_done_all_the_same_is_found_by_the_next_pod(
         self, api: FakeApi, ledger: ClusterLedger
