@@ -197,6 +197,7 @@ class Page:
             for image, pin in settled.items()
             if isinstance(pin, Pin)
             and pin.source is not Source.GIVEN
+            and (image.text == pin.image or self._is_current(pin))
             and self._recorded(pin.image) is None
         }
         if not new:
@@ -248,6 +249,16 @@ class Page:
         name = self._entry.revision.record_name
         self._entry = replace(self._entry, record=None)
         self._unrecorded, self._is_fault = f"ImagePin {name} is of another revision", True
+
+    def _is_current(self, brought: Pin) -> bool:
+        """Whether a pin that a pod brings along can be of an earlier pass about this revision.
+
+        Its digest was named once. That of an older build, said by whoever can post a review, must
+        not become the digest of a revision that was made for a newer one.
+        """
+        if brought.resolved_at is None:
+            return brought.source is Source.SIBLINGS
+        return self._entry is not None and brought.resolved_at >= self._entry.created
 
     def _recorded(self, text: str) -> Pin | None:
         if self._entry is None or self._entry.record is None:

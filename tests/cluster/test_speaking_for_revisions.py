@@ -4,8 +4,10 @@ Every attack is tried on a tag that has moved, so that whoever read a record wou
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -370,8 +372,11 @@ class TestAForgedReview:
         namespace = new_namespace("pin")
         store = registries.public
         old, other = store.push("review/app:1"), store.push("review/other:1", path)
+        # The cache knows what the tag named before the revision; whole seconds are compared.
+        known = send(namespace.name, pod("tell", {"app": old.text}))
+        resolved_at = datetime.fromisoformat(record(known)["app"]["resolvedAt"]).timestamp()
+        eventually(lambda: time.time() > resolved_at + 1, bool)
         owner = idle_deployment(namespace, "web", {"app": old.text})
-        send(namespace.name, pod("tell", {"app": old.text}))  # so that the cache knows it
         app = store.push("review/app:1", f"moved {path}")
 
         for digest in (LIE, other.digest, old.digest, app.digest):
@@ -397,6 +402,47 @@ class TestAForgedReview:
         recorded = [digests(each) for each in namespace.image_pins()]
         truth = {app.text: app.digest, other.text: other.digest}
         assert recorded == ([] if path == "/audit" else [truth])
+
+    def test_it_gives_no_revision_the_digest_of_the_one_before(
+        self,
+        new_namespace: NewNamespace,
+        registries: Registries,
+        send: Callable[..., Object],
+    ) -> None:
+        """As the next revision would have it for an hour if the registry were down."""
+        namespace, store = new_namespace("pin"), registries.public
+        app = store.push("review/stale:1")
+        namespace.create(deployment("web", {"app": app.text}))
+        namespace.wait_for_rollout("deployment/web")
+        old = replica_set_of(namespace, "web")
+        (before,) = namespace.image_pins()
+        (entry,) = before["spec"]["images"]
+        store.push("review/stale:1", "moved")
+        namespace.kubectl("scale", "deployment/web", "--replicas=0")
+        patch = {"spec": {"template": {"metadata": {"annotations": {"restarted": "now"}}}}}
+        # Whole seconds are compared.
+        eventually(lambda: time.time() > created(old) + 2, bool)
+        namespace.kubectl("patch", "deployment/web", "-p", json.dumps(patch))
+        name = eventually(
+            lambda: (
+                {
+                    each["metadata"]["name"]
+                    for each in namespace.find("replicasets?labelSelector=app=web", "apis/apps/v1")
+                }
+                - {old["metadata"]["name"]}
+            ),
+            bool,
+        ).pop()
+        new = namespace.get(f"replicasets/{name}", "apis/apps/v1")
+
+        for source in ("stale", "registry", "cache"):
+            told = pod_of(new, {"app": app.pinned})
+            claimed = {"image": app.text, "digest": app.digest, "source": source}
+            told["metadata"]["annotations"][PINS] = json.dumps(
+                {"app": claimed | {"resolvedAt": entry["resolvedAt"]}}
+            )
+            send(namespace.name, told)
+        assert namespace.image_pins() == [before]
 
     def test_an_update_writes_no_record(
         self,
@@ -599,6 +645,11 @@ class TestAForgedReview:
         assert images(running) == {"app": app.pinned}
         mark.assert_told(running, "web", "has no room (it takes 50 images", f"for {app.text}")
         assert namespace.image_pins() == [full]
+
+
+def created(found: Object) -> float:
+    """When an object was created, in Unix time."""
+    return datetime.fromisoformat(found["metadata"]["creationTimestamp"]).timestamp()
 
 
 class TestAForgedRecord:
