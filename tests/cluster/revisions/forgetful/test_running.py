@@ -18,6 +18,7 @@ from cluster.namespaces import (
     pod,
     stateful_set,
 )
+from cluster.registries import Registries
 from cluster.revisions.workloads import (
     Tag,
     app,
@@ -122,6 +123,24 @@ def test_an_image_id_that_says_nothing_about_the_tag_does_not_count(
     assert app(made) == new.pinned
     (entry,) = pin_of(shop, made)["spec"]["images"]
     assert "mixed" not in entry
+
+
+def test_a_pod_that_was_not_pinned_speaks_for_those_that_come_later(
+    installation: Installation, new_namespace: NewNamespace, tag: Tag, registries: Registries
+) -> None:
+    """in `pin`, the first pod could not be pinned"""
+    shop = new_namespace("pin")
+    with registries.public.away():
+        shop.create(deployment("web", {"app": tag.text}))
+        (first,) = running(shop, "web", 1)
+    assert (app(first), shop.image_pins()) == (tag.text, [])
+    shop.report_image_ids(first["metadata"]["name"], {"app": f"{repository(tag)}@{tag.old.digest}"})
+    tag.move()
+
+    shop.kubectl("scale", "deployment/web", "--replicas=2")
+
+    assert apps(running(shop, "web", 2)) == {tag.text, tag.old.pinned}
+    assert tag.questions == 0
 
 
 def test_pods_that_are_orphaned_and_adopted_go_on_with_what_runs(
