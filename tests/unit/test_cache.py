@@ -270,14 +270,15 @@ async def test_a_value_that_is_known_by_other_means_needs_no_load() -> None:
 
 
 async def test_what_is_known_by_now_ends_an_error() -> None:
-    box, source = Box(), Source(Denied(), "a load too many")
+    box, source = Box(lifetime=2), Source(Denied(), "loaded anew")
     with pytest.raises(Denied):
         await box.cache.get("k", source)
     box.clock.advance(1)
     box.cache.keep("k", "written")
-    assert (await box.cache.get("k", source)).value == "written"
     assert (await box.cache.get("k", source, max_age=0)).value == "written"
     assert source.loads == 1
+    box.clock.advance(2)
+    assert (await box.cache.get("k", source)).value == "loaded anew"
 
 
 @pytest.mark.parametrize("answer", ["read before the write", Denied(), OSError()], ids=repr)

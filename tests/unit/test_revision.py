@@ -567,6 +567,16 @@ def test_whatever_a_revision_is_called_its_record_has_a_valid_and_readable_name(
         assert readable == name
 
 
+@pytest.mark.parametrize("end", [".", "-", "..", ".-", "a"])
+def test_a_name_that_is_cut_ends_where_a_name_may_end(end: str) -> None:
+    name = f"{'a' * (244 - len(end))}{end}{'b' * 9}"
+
+    record_name = replace(proven(OF_A_REPLICA_SET, GOOD), name=name).record_name
+
+    assert len(record_name) <= MAX_NAME
+    assert SUBDOMAIN.fullmatch(record_name)
+
+
 def _identity(revision: Revision) -> tuple[str, ...]:
     group = revision.workload.api_version.rpartition("/")[0]
     return group, revision.workload.kind, revision.workload.uid, revision.hash

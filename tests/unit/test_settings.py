@@ -271,6 +271,7 @@ def test_a_kind_of_workload_says_who_creates_its_pods_and_how_they_name_their_te
         ({"apiVersion": "apps/v1\n"}, "apiVersion: 'apps/v1\\n' is no group/version"),
         ({"apiVersion": "Apps/v1"}, "apiVersion: 'Apps/v1' is no group/version"),
         ({"apiVersion": "apps/v1/x"}, "apiVersion: 'apps/v1/x' is no group/version"),
+        ({"apiVersion": "a/b/v1"}, "apiVersion: 'a/b/v1' is no group/version"),
         ({"apiVersion": "apps"}, "apiVersion: 'apps' is no group/version"),
         ({"apiVersion": 1}, "apiVersion: 1 is no text"),
         ({"kind": None}, "kind: None is no text"),
