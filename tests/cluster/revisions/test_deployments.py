@@ -65,7 +65,9 @@ def test_the_second_pod_runs_what_the_first_does(shop: Namespace, tag: Tag) -> N
     running(shop, "web", 1)
     tag.move()
     shop.kubectl("scale", "deployment/web", "--replicas=2")
-    assert apps(running(shop, "web", 2)) == {tag.old.pinned}
+    pods = running(shop, "web", 2)
+    assert apps(pods) == {tag.old.pinned}
+    assert sorted(map(source, pods)) == ["ledger", "registry"]
     assert tag.questions == 1
 
 
@@ -80,8 +82,10 @@ def test_fifty_pods_run_one_digest_while_the_registry_is_down(
     with registries.public.away():
         assert app(renewed(shop, "web", first, 1)) == tag.old.pinned
         shop.kubectl("scale", "deployment/web", "--replicas=50")
-        assert apps(running(shop, "web", 50)) == {tag.old.pinned}
+        pods = running(shop, "web", 50)
 
+    assert apps(pods) == {tag.old.pinned}
+    assert set(map(source, pods)) == {"ledger"}
     assert tag.questions == 1
     assert len(shop.image_pins()) == 1
 
