@@ -1,6 +1,7 @@
 """The ledger in the cluster: ImagePins, and the objects that bear out who a record is of."""
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -301,12 +302,29 @@ class ClusterLedger:
                     self._observe_write(Write.CONFLICT)
                     known.is_current = False
                 elif not error.is_absence_of(revision.record_name):  # else: deleted on purpose
-                    raise
+                    if await self._lacks(pins, revision, known, error):
+                        raise
+                    continue
                 found = await self._reread(revision, known)
             else:
                 self._observe_write(Write.CREATED if found is None else Write.APPENDED)
                 self._records.keep(key, written)
                 return written
+
+    async def _lacks(
+        self, pins: Sequence[Pin], revision: Revision, known: _Known, error: ClusterError
+    ) -> bool:
+        """Whether the record still lacks some of `pins` after a write that failed.
+
+        Where the API server did not say why, it may have written all the same, or another
+        replica may have been faster.
+        """
+        if 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return True
+        with contextlib.suppress(ClusterError):
+            await self._reread(revision, known)
+        recorded = {} if known.record is None else known.record.pins
+        return any(pin.image not in recorded for pin in pins)
 
     async def _reread(self, revision: Revision, known: _Known) -> dict[str, Any] | None:
         """The object as it is now; None where the API server says that there is none."""

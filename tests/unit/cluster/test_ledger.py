@@ -1005,6 +1005,25 @@ class TestWriting:
         assert await record_of(ledger) == {"web:1": WEB}
         assert await written(ledger, another(WEB)) == {"web:1": str(ONES)}
 
+    @pytest.mark.parametrize("status", [500, 503])
+    async def test_what_another_replica_recorded_stands_though_our_write_was_not_answered(
+        self, api: FakeApi, ledger: ClusterLedger, status: int
+    ) -> None:
+        async def overtaken(request: web.Request) -> web.StreamResponse:
+            api.store_record(another(WEB))
+            return await refusing(status)(request)
+
+        api.fail("POST imagepins", overtaken)
+        assert await written(ledger, WEB) == {"web:1": str(TWOS)} == api.recorded
+
+    async def test_a_write_that_is_refused_is_not_looked_after(
+        self, api: FakeApi, ledger: ClusterLedger
+    ) -> None:
+        api.fail("POST imagepins", refusing(403))
+        with pytest.raises(Unrecorded):
+            await ledger.write(REVISION, [WEB], within=ROOM)
+        assert api.asked == ["POST imagepins"]
+
     async def test_a_record_of_another_revision_is_left_alone(
         self, api: FakeApi, ledger: ClusterLedger
     ) -> None:
