@@ -22,7 +22,7 @@ API = "apis/tagpin.dev/v1alpha1"
 ZEROS, ONES = f"sha256:{'0' * 64}", f"sha256:{'1' * 64}"
 MOMENT = "2026-11-24T09:29:10Z"
 
-CHANGED = "a recorded image never changes; to resolve the images of the revision anew"
+CHANGED = "a recorded image never changes; for a new digest, restart the workload"
 REMOVED = "a recorded image cannot be removed; to forget all images of the revision"
 OTHER_WORKLOAD = "a record is of one workload for ever; to forget it"
 OTHER_REVISION = "a record is of one revision for ever; to forget it"
