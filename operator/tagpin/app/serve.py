@@ -52,6 +52,17 @@ class NoCredentials(Vault):
         yield  # type: ignore[unreachable] # makes it an iterator
 
 
+class AllTasks(frozenset[asyncio.Task[Any]]):
+    """Every task there is, for kopf to leave alone when it ends.
+
+    It takes whatever began after it for its own, waits five seconds for that, and cancels it:
+    connections to the health port, or the work of the leader.
+    """
+
+    def __contains__(self, _task: object) -> bool:
+        return True
+
+
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain; raises ConfigurationError."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -60,7 +71,6 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     async with assemble(settings) as operator:
-        # Tasks that exist before kopf starts are not its to cancel.
         background = [
             asyncio.create_task(operator.certificate.run()),
             asyncio.create_task(operator.events.run()),
@@ -97,19 +107,18 @@ async def _run_kopf(operator: Operator) -> None:
     insights.webhook_resources.add(PODS)
     insights.ready_resources.set()  # listen now, whatever the API server does
     stop, ready = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(
-        kopf.operator(
-            registry=operator.handlers,
-            settings=settings,
-            insights=insights,
-            memories=NoMemories(),
-            clusterwide=True,
-            standalone=True,
-            vault=NoCredentials(stop),
-            stop_flag=stop,
-            ready_flag=ready,
-        )
+    spawned = await kopf.spawn_tasks(
+        registry=operator.handlers,
+        settings=settings,
+        insights=insights,
+        memories=NoMemories(),
+        clusterwide=True,
+        standalone=True,
+        vault=NoCredentials(stop),
+        stop_flag=stop,
+        ready_flag=ready,
     )
+    task = asyncio.create_task(kopf.run_tasks(spawned, ignored=AllTasks()))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
     loop = asyncio.get_running_loop()

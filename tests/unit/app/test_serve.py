@@ -185,10 +185,27 @@ async def test_on_sigterm_it_is_not_ready_but_answers_and_then_ends_well(
         answer, connection = await replica.review()
         assert answer["allowed"] is True
         assert connection == "close"
-        # kopf would wait five seconds for tasks of its own that don't end.
+        # kopf would wait five seconds for tasks that don't end, whoever began them.
         assert await asyncio.wait_for(replica.process.wait(), 4) == 0
         assert "Traceback" not in replica.log.read_text()
         assert "kopf" not in replica.log.read_text()
+
+
+async def test_a_scraper_that_keeps_its_connection_does_not_hold_up_the_end(
+    tmp_path: Path, ports: tuple[int, int]
+) -> None:
+    async with (
+        serving(tmp_path, ports, "http://127.0.0.1:1", drain="10ms") as replica,
+        aiohttp.ClientSession() as session,
+    ):
+        await replica.until_ready()
+        async with session.get(f"http://127.0.0.1:{ports[1]}/metrics") as response:
+            assert response.status == 200
+            await response.read()
+
+        replica.process.send_signal(signal.SIGTERM)
+
+        assert await asyncio.wait_for(replica.process.wait(), 4) == 0
 
 
 async def test_a_port_that_is_taken_is_one_line(tmp_path: Path, ports: tuple[int, int]) -> None:
