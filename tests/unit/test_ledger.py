@@ -282,6 +282,21 @@ async def test_who_was_overtaken_with_the_same_answer_says_what_is_recorded() ->
     assert verdict.pins == {"app": replace(theirs, source=Source.LEDGER)}
 
 
+async def test_what_others_recorded_meanwhile_serves_an_image_that_failed() -> None:
+    """With the second pass over the pod, if there is one; else the next pod gets it."""
+    theirs = Pin("nginx:1.25", OTHER, Source.REGISTRY, NOW)
+    shop = Shop(overtaken_by=record_of(theirs))
+    shop.push("docker.io/library/nginx:1.25", down("nginx:1.25"))
+    admission = create(pod_of({"app": "nginx:1.25", "db": "redis:7"}))
+
+    first = await shop.admit(admission)
+    again = replace(admission, pod=patched(admission, first))
+    second = await shop.admit(again)
+
+    assert first.result is Result.UNPINNED
+    assert images_of(again, second) == {"app": f"nginx:1.25@{OTHER}", "db": f"redis:7@{REDIS}"}
+
+
 async def test_however_many_pods_come_at_once_they_run_one_digest() -> None:
     shop = Shop(delay=0.001)
     replicas = [

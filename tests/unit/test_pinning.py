@@ -1177,6 +1177,7 @@ async def test_whatever_the_pod_a_second_pass_is_empty(
 ) -> None:
     # The first pass makes the record whose gaps the second one asks the siblings about.
     ledger = replace(ledger, unlistable="")
+    is_overtaken = ledger.overtaken_by is not None
 
     first, second = await twice(trouble(), admission, ledger)
 
@@ -1184,8 +1185,8 @@ async def test_whatever_the_pod_a_second_pass_is_empty(
     if ledger.unwritable:  # what is stale may not be written on a pod's word: a reason of its own
         assert bool(second.standing.unrecorded) is bool(first.standing.unrecorded)
         assert changed <= {"/metadata/annotations/tagpin.dev~1unrecorded"}
-    else:
-        assert changed == set()
+    elif not is_overtaken or all(isinstance(pin, Pin) for pin in first.pins.values()):
+        assert changed == set()  # or the record of others serves an image that failed
     assert second.allowed is first.allowed
 
 
