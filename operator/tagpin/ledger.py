@@ -113,7 +113,7 @@ class Page:
             return cls(ledger, failure=error)
         page = cls(ledger, entry)
         page._take(entry.record)
-        if not all(map(page._recorded, texts)) and (entry.record or entry.has_pods):
+        if entry.has_pods and not all(map(page._recorded, texts)):
             try:
                 page._siblings = await ledger.siblings(claimed, within=remaining())
             except Unresolvable as error:
@@ -184,25 +184,38 @@ class Page:
         return Pin(text, digest, Source.STALE, resolved_at)
 
     async def record(
-        self, settled: Mapping[Image, Pin | Failure], *, dry_run: bool, within: float
+        self,
+        settled: Mapping[Image, Pin | Failure],
+        *,
+        since: datetime,
+        dry_run: bool,
+        within: float,
     ) -> dict[Image, Pin | Failure]:
         """Write what is new; return what the images are settled to by what is then recorded.
 
-        What an earlier pass could not write is tried again, but its digest is on the pod already.
+        What an earlier pass could not write is tried again if it was resolved `since`; its digest
+        is on the pod already.
         """
         if self._entry is None or self._is_fault:
             return {}
-        new = {
+        lacking = {
             image: pin
             for image, pin in settled.items()
             if isinstance(pin, Pin)
             and pin.source is not Source.GIVEN
-            and (image.text == pin.image or self._is_current(pin))
             and self._recorded(pin.image) is None
         }
+        new = {
+            image: pin
+            for image, pin in lacking.items()
+            if dry_run or image.text == pin.image or self._is_current(pin, since)
+        }
+        revision = self._entry.revision
+        if len(new) < len(lacking):
+            old = [pin for image, pin in lacking.items() if image not in new]
+            self._unrecorded = f"ImagePin {revision.record_name} does not have {_images(old)}"
         if not new:
             return {}
-        revision = self._entry.revision
         try:
             if dry_run:
                 before = self._entry.record or ImagePin(revision, {})
@@ -250,7 +263,7 @@ class Page:
         self._entry = replace(self._entry, record=None)
         self._unrecorded, self._is_fault = f"ImagePin {name} is of another revision", True
 
-    def _is_current(self, brought: Pin) -> bool:
+    def _is_current(self, brought: Pin, since: datetime) -> bool:
         """Whether a pin that a pod brings along can be of an earlier pass about this revision.
 
         Its digest was named once. That of an older build, said by whoever can post a review, must
@@ -258,7 +271,7 @@ class Page:
         """
         if brought.resolved_at is None:
             return brought.source is Source.SIBLINGS
-        return self._entry is not None and brought.resolved_at >= self._entry.created
+        return self._entry is not None and brought.resolved_at >= max(self._entry.created, since)
 
     def _recorded(self, text: str) -> Pin | None:
         if self._entry is None or self._entry.record is None:
@@ -280,8 +293,11 @@ def _unreadable(image: Image, error: Unresolvable) -> Failure:
 
 
 def _no_room(revision: Revision, pins: Sequence[Pin]) -> str:
-    images = ", ".join(shortened(pin.image) for pin in pins[:MAX_TOLD])
     return (
         f"ImagePin {revision.record_name} has no room (it takes {MAX_PINS} images of "
-        f"{MAX_REFERENCE} characters) for {images}"
+        f"{MAX_REFERENCE} characters) for {_images(pins)}"
     )
+
+
+def _images(pins: Sequence[Pin]) -> str:
+    return ", ".join(shortened(pin.image) for pin in pins[:MAX_TOLD])

@@ -173,7 +173,10 @@ class Pinner:
                     settled[image] = answer
         if _will_run(admission, settled):
             settled |= await page.record(
-                settled, dry_run=admission.dry_run, within=deadline.remaining()
+                settled,
+                since=arrived - timedelta(seconds=self._freshness),
+                dry_run=admission.dry_run,
+                within=deadline.remaining(),
             )
         in_order = {image: settled[image] for image in subjects if image in settled}
         # A record has nothing to do with digests that came with the pod, whatever it says of them.

@@ -804,10 +804,17 @@ async def test_siblings_that_say_nothing_leave_the_word_to_the_registry() -> Non
     [
         ((), (), ["look_up", "write"]),
         ((pod_of(),), (), ["look_up", "siblings", "write"]),
-        ((), ("redis:7",), ["look_up", "siblings", "write"]),
+        ((), ("redis:7",), ["look_up", "write"]),
+        ((pod_of(),), ("redis:7",), ["look_up", "siblings", "write"]),
         ((pod_of(),), ("nginx:1.25",), ["look_up"]),
     ],
-    ids=["a new revision", "an old one", "a record without the image", "a record with it"],
+    ids=[
+        "a new revision",
+        "an old one",
+        "a sidecar for the first pod",
+        "a record without the image",
+        "a record with it",
+    ],
 )
 async def test_siblings_are_listed_only_where_one_may_run_what_is_not_recorded(
     pods: tuple[Any, ...], recorded: tuple[str, ...], calls: list[str]
