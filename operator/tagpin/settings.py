@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from tagpin.errors import ConfigurationError, InvalidReference
 from tagpin.reference import Reference
-from tagpin.revision import CONTROLLER_MANAGER
+from tagpin.revision import CONTROLLER_MANAGER, kinds
 
 ENVIRONMENT_PREFIX = "TAGPIN_"
 
@@ -281,14 +281,24 @@ def _registries(value: object, where: str) -> tuple[Registry, ...]:
 def _workload_kinds(value: object, where: str) -> tuple[WorkloadKind, ...]:
     if not isinstance(value, list):
         raise ValueError("no list")  # noqa: TRY004 all bad values are one error
-    return tuple(_record(WorkloadKind, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    return tuple(_workload_kind(entry, f"{where}[{i}]") for i, entry in enumerate(value))
 
 
-def _api_version(value: object, where: str) -> str:
-    text = _text(value, where)
-    if not re.fullmatch(r"[a-z0-9.-]+/v[a-z0-9]+", text):
-        raise ValueError("no group/version")
-    return text
+def _workload_kind(entry: object, where: str) -> WorkloadKind:
+    kind: WorkloadKind = _record(WorkloadKind, entry, where)
+    if (kind.api_version, kind.kind) in kinds():
+        raise ConfigurationError(f"{where}: {kind.kind} of {kind.api_version} is always recorded")
+    return kind
+
+
+def _matching(pattern: str, no: str) -> Callable[[object, str], str]:
+    def read(value: object, where: str) -> str:
+        text = _text(value, where)
+        if not re.fullmatch(pattern, text):
+            raise ValueError(no)
+        return text
+
+    return read
 
 
 def _one_of(*words: str) -> Callable[[object, str], str]:
@@ -311,7 +321,10 @@ _BY_TYPE: dict[Any, Callable[[object, str], object]] = {
 }
 _READERS: dict[str, Callable[[object, str], object]] = {
     "host": _host,
-    "api_version": _api_version,
+    "api_version": _matching(r"[a-z0-9.-]+/v[a-z0-9]+", "no group/version"),
+    "kind": _matching(r"[A-Z][A-Za-z0-9]*", "no kind, such as CloneSet"),
+    "plural": _matching(r"[a-z][a-z0-9-]*", "no plural of a kind, such as clonesets"),
+    "hash_label": _matching(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?|", "no label"),
     "blocked_networks": _networks,
     "certificate_names": _names,
     "webhook_port": _port,

@@ -275,6 +275,9 @@ def test_a_kind_of_workload_says_who_creates_its_pods_and_how_they_name_their_te
         ({"apiVersion": "apps"}, "apiVersion: 'apps' is no group/version"),
         ({"apiVersion": 1}, "apiVersion: 1 is no text"),
         ({"kind": None}, "kind: None is no text"),
+        ({"kind": "cloneSet"}, "kind: 'cloneSet' is no kind, such as CloneSet"),
+        ({"plural": "../pods"}, "plural: '../pods' is no plural of a kind, such as clonesets"),
+        ({"hashLabel": "a,b=c"}, "hashLabel: 'a,b=c' is no label"),
         ({"plural": ["clonesets"]}, "plural: ['clonesets'] is no text"),
         ({"requesters": 5}, "requesters: 5 is no list of texts"),
         ({"requesters": ["ann", 5]}, "requesters: ['ann', 5] is no list of texts"),
@@ -289,6 +292,15 @@ def test_a_bad_kind_of_workload_is_named_with_its_place(
         Settings.from_mapping({"workloadKinds": [CLONE_SET, CLONE_SET | change]})
 
     assert str(error.value) == f"workloadKinds[1].{message}"
+
+
+def test_a_kind_that_is_always_recorded_cannot_be_opted_in() -> None:
+    own = CLONE_SET | {"apiVersion": "apps/v1", "kind": "ReplicaSet"}
+
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({"workloadKinds": [own]})
+
+    assert str(error.value) == "workloadKinds[0]: ReplicaSet of apps/v1 is always recorded"
 
 
 @pytest.mark.parametrize("key", ["apiVersion", "kind", "plural", "requesters"])
