@@ -198,42 +198,26 @@ class Page:
         """
         if self._entry is None or self._is_fault:
             return {}
-        lacking = {
+        ours = {
             image: pin
             for image, pin in settled.items()
-            if isinstance(pin, Pin)
-            and pin.source is not Source.GIVEN
-            and self._recorded(pin.image) is None
+            if isinstance(pin, Pin) and pin.source is not Source.GIVEN
         }
-        new = {
-            image: pin
-            for image, pin in lacking.items()
-            if dry_run or image.text == pin.image or self._is_current(pin, since)
-        }
-        revision = self._entry.revision
-        if len(new) < len(lacking):
-            old = [pin for image, pin in lacking.items() if image not in new]
-            self._unrecorded = f"ImagePin {revision.record_name} does not have {_images(old)}"
-        if not new:
-            return {}
+        new = self._new(ours, since=None if dry_run else since)
         try:
-            if dry_run:
-                before = self._entry.record or ImagePin(revision, {})
-                written = before.with_pins(new.values())
-            else:
-                written = await self._ledger.write(revision, tuple(new.values()), within=within)
+            if new:
+                self._take(await self._written(new.values(), dry_run=dry_run, within=within))
         except Unrecorded as error:
             self._unrecorded, self._is_fault = str(error), error.is_fault
             return {}
         except Unresolvable as error:
+            if any(image.text != pin.image for image, pin in new.items()):
+                self._unrecorded, self._is_fault = str(error), True
             return {i: _unreadable(i, error) for i, pin in new.items() if i.text == pin.image}
-        self._take(written)
-        left_out = [pin for pin in new.values() if self._recorded(pin.image) is None]
-        if left_out and not self._is_fault:
-            self._unrecorded, self._is_fault = _no_room(revision, left_out), True
+        self._find_faults(ours, new.values())
         return {
             image: _from_ledger(recorded)
-            for image, pin in new.items()
+            for image, pin in ours.items()
             if (recorded := self._recorded(pin.image))
             and recorded != pin
             and image.text in (recorded.image, recorded.pinned)
@@ -251,17 +235,62 @@ class Page:
             is_fault=self._is_fault,
         )
 
+    def _new(self, ours: Mapping[Image, Pin], *, since: datetime | None) -> dict[Image, Pin]:
+        """Which pins to record; None for `since` takes all that an earlier pass has left."""
+        lacking = {image: pin for image, pin in ours.items() if self._recorded(pin.image) is None}
+        new = {
+            image: pin
+            for image, pin in lacking.items()
+            if since is None or image.text == pin.image or self._is_current(pin, since)
+        }
+        if old := [pin for image, pin in lacking.items() if image not in new]:
+            self._unrecorded = f"{self._told} does not have {_images(old)}"
+        return new
+
+    async def _written(
+        self, pins: Iterable[Pin], *, dry_run: bool, within: float
+    ) -> ImagePin | None:
+        """The record after `pins` were added to it."""
+        if self._entry is None:
+            return None
+        revision = self._entry.revision
+        if dry_run:
+            return (self._entry.record or ImagePin(revision, {})).with_pins(pins)
+        return await self._ledger.write(revision, tuple(pins), within=within)
+
+    def _find_faults(self, ours: Mapping[Image, Pin], new: Iterable[Pin]) -> None:
+        """Tell what the record does not have of the pod's pins, now that it is written."""
+        if self._is_fault:
+            return
+        contradicted = [
+            pin
+            for image, pin in ours.items()
+            if image.text != pin.image  # or it takes what is recorded
+            and (recorded := self._recorded(pin.image))
+            and recorded.digest != pin.digest
+        ]
+        left_out = [pin for pin in new if self._recorded(pin.image) is None]
+        if contradicted:
+            told = f"{self._told} has another digest for {_images(contradicted)}"
+            self._unrecorded, self._is_fault = told, True
+        elif left_out:
+            self._unrecorded, self._is_fault = f"{self._told} {_no_room(left_out)}", True
+
+    @property
+    def _told(self) -> str:
+        return f"ImagePin {self._entry.revision.record_name}" if self._entry else ""
+
     def _take(self, record: ImagePin | None) -> None:
         """Go on with a record as the cluster has it, if it is the revision's."""
         if self._entry is None or record is None:
             return
         if record.is_of(self._entry.revision):
-            self._entry = replace(self._entry, record=record)
+            if record.pins:  # or nothing found room in it, and nobody has written it
+                self._entry = replace(self._entry, record=record)
             return
         # Its name has a short hash, and whoever may write ImagePins can choose one.
-        name = self._entry.revision.record_name
         self._entry = replace(self._entry, record=None)
-        self._unrecorded, self._is_fault = f"ImagePin {name} is of another revision", True
+        self._unrecorded, self._is_fault = f"{self._told} is of another revision", True
 
     def _is_current(self, brought: Pin, since: datetime) -> bool:
         """Whether a pin that a pod brings along can be of an earlier pass about this revision.
@@ -292,10 +321,10 @@ def _unreadable(image: Image, error: Unresolvable) -> Failure:
     return Failure(image.text, Reason.LEDGER, message)
 
 
-def _no_room(revision: Revision, pins: Sequence[Pin]) -> str:
+def _no_room(pins: Sequence[Pin]) -> str:
     return (
-        f"ImagePin {revision.record_name} has no room (it takes {MAX_PINS} images of "
-        f"{MAX_REFERENCE} characters) for {_images(pins)}"
+        f"has no room (it takes {MAX_PINS} images of {MAX_REFERENCE} characters) "
+        f"for {_images(pins)}"
     )
 
 

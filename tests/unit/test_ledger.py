@@ -511,6 +511,20 @@ async def test_a_reference_that_is_too_long_is_recorded_by_nobody() -> None:
     assert "has no room" in annotations_of(admission, verdict)[UNRECORDED_ANNOTATION]
 
 
+@pytest.mark.parametrize("dry_run", [False, True], ids=["wet", "dry"])
+async def test_a_record_that_nothing_finds_room_in_is_not_named(*, dry_run: bool) -> None:
+    shop = Shop()
+    long = f"{'.'.join(['a' * 60] * 6)}/{'x' * 200}:1"
+    admission = create(pod_of({"long": long}), dry_run=dry_run)
+
+    verdict = await shop.admit(admission)
+
+    after = annotations_of(admission, verdict)
+    assert shop.ledger.records == {}
+    assert REVISION_ANNOTATION not in after
+    assert "has no room" in after[UNRECORDED_ANNOTATION]
+
+
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("dry_run", [False, True], ids=["wet", "dry"])
 async def test_the_record_of_another_revision_is_neither_taken_nor_changed(
@@ -1112,6 +1126,45 @@ async def test_what_a_pod_has_from_an_earlier_pass_is_not_taken_back(fault: str)
     assert second.allowed
     assert images_of(again, second) == {"app": f"nginx:1.25@{NGINX}"}
     assert second.pins == first.pins
+    told = fault or f"ImagePin {NAME} has another digest for nginx:1.25"
+    assert annotations_of(again, second)[UNRECORDED_ANNOTATION] == told
+    assert second.standing.is_fault
+
+
+async def test_what_contradicts_a_record_that_was_made_since_the_first_pass_is_told() -> None:
+    shop = Shop(unwritable="down")
+    admission = create()
+    first = await shop.admit(admission)
+    shop.keep(Pin("nginx:1.25", OTHER, Source.REGISTRY, NOW))
+    again = replace(admission, pod=patched(admission, first))
+
+    second = await shop.admit(again)
+    third = await shop.admit(replace(again, pod=patched(again, second)))
+
+    told = f"ImagePin {NAME} has another digest for nginx:1.25"
+    assert images_of(again, second) == {"app": f"nginx:1.25@{NGINX}"}
+    assert annotations_of(again, second)[UNRECORDED_ANNOTATION] == told
+    assert second.standing.notice
+    assert list(third.operations) == []
+
+
+@pytest.mark.parametrize("mode", WRITING)
+async def test_a_record_that_was_made_anew_meanwhile_serves_every_image_of_the_pod(
+    mode: Mode,
+) -> None:
+    """Deleted and made again by another replica, while this one remembered the old one."""
+    shop = Shop()
+    shop.keep(Pin("nginx:1.25", OLD, Source.REGISTRY, NOW))
+    shop.ledger.overtaken_by = record_of(Pin("nginx:1.25", OTHER, Source.REGISTRY, NOW))
+    admission = create(pod_of({"app": "nginx:1.25", "proxy": "redis:7"}), mode)
+
+    verdict = await shop.admit(admission)
+
+    runs = {pin.image: str(pin.digest) for pin in shop.recorded().values()}
+    assert images_of(admission, verdict) == {
+        "app": f"nginx:1.25@{OTHER}",
+        "proxy": f"redis:7@{runs['redis:7']}",
+    }
 
 
 async def test_a_container_that_is_injected_later_joins_the_record() -> None:
