@@ -26,7 +26,8 @@ class Entry:
     """What the cluster has of a revision.
 
     `created` is when it came to be (its ReplicaSet, ControllerRevision or Job), in whole
-    seconds. `has_pods` says that its controller counted pods when it was last looked at.
+    seconds. `has_pods` says that its controller counts pods, or may have made some since it was
+    last looked at.
     """
 
     revision: Revision

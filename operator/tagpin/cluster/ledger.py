@@ -206,18 +206,18 @@ class ClusterLedger:
             # Whether the revision has pods by now must not be taken from memory. What another
             # call has read since this one began will do.
             before = proof.revision
-            proof, _ = await self._proof(claimed, max_age=self._clock() - began)
+            proof, is_new = await self._proof(claimed, max_age=self._clock() - began)
             if proof.revision != before:
                 record = await self._record(proof.revision)
-        return _entry(proof, record)
+        return _entry(proof, record, is_new=is_new)
 
     def _remembered(self, claimed: Claim) -> Entry | None:
-        """The entry as it was once, if it has a record: pods or no pods must not be remembered."""
+        """The entry as it was once, if it has a record: that there is none is not remembered."""
         if (proof := self._proofs.peek(claimed)) is None:
             return None
         if (record := self._records.stale(_key(proof.value.revision))) is None:
             return None
-        return _entry(proof.value, record.value)
+        return _entry(proof.value, record.value, is_new=False)
 
     async def _proof(self, claimed: Claim, *, max_age: float) -> tuple[_Proof, bool]:
         """What bears out a claim, and whether that was read just now."""
@@ -361,8 +361,10 @@ class ClusterLedger:
             return ImagePin.from_object(_json_object(answer))
 
 
-def _entry(proof: _Proof, record: ImagePin | None) -> Entry:
-    return Entry(proof.revision, record, proof.created, proof.has_pods)
+def _entry(proof: _Proof, record: ImagePin | None, *, is_new: bool) -> Entry:
+    """A record was made for a pod, so a count from before it says nothing of pods by now."""
+    has_pods = proof.has_pods or (record is not None and not is_new)
+    return Entry(proof.revision, record, proof.created, has_pods)
 
 
 def _held(clock: Callable[[], float]) -> Cache[Any, Any]:

@@ -327,6 +327,16 @@ class TestLookingUp:
         clock.advance(0.1)
         assert (await ledger.look_up(CLAIM, within=ROOM)).has_pods
 
+    async def test_so_are_those_of_a_revision_that_is_recorded(
+        self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
+    ) -> None:
+        """One of them may run, as written, an image that is not in the record."""
+        assert not (await ledger.look_up(CLAIM, within=ROOM)).has_pods
+        await ledger.write(REVISION, [WEB], within=ROOM)
+        api.store(f"{REPLICA_SETS}/web-abc", replica_set(replicas=1))
+        clock.advance(10)
+        assert (await ledger.look_up(CLAIM, within=ROOM)).has_pods
+
     async def test_whether_there_are_pods_is_never_guessed(
         self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
     ) -> None:
