@@ -175,6 +175,6 @@ class Pruner:
 def _page(answer: Any) -> tuple[list[Any], str]:
     """The items of an answer, and where the list goes on; raises ValueError for what is no list."""
     try:
-        return list(answer["items"]), answer["metadata"].get("continue", "")
+        return list(answer["items"]), answer["metadata"].get("continue") or ""
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError("no list") from error

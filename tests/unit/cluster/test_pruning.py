@@ -191,6 +191,12 @@ class TestRound:
         assert api.requests[:3] == ["GET imagepins"] * 3
         assert (set(api.records), pruner.seen) == ({"web-6"}, [7])
 
+    async def test_a_list_that_says_nothing_of_its_end_has_ended(self, api: RecordApi) -> None:
+        body = {"items": [], "metadata": {"continue": None}}
+        api.answers["GET imagepins"] = lambda: web.json_response(body)
+        async with asyncio.timeout(5):
+            assert await Watched(api).prune() == 0
+
     async def test_a_list_whose_pages_are_gone_is_begun_again(self, api: RecordApi) -> None:
         for number in range(4):
             api.add(f"web-{number}", age=60 - number)
