@@ -25,6 +25,8 @@ CONTROLLER_MANAGER = ("system:kube-controller-manager", "system:serviceaccount:k
 
 MAX_NAME = 253
 """Characters of an object's name (RFC 1123 subdomain, as Kubernetes limits it)."""
+MAX_UID = 63
+"""Characters of a uid that is looked into, as the CRD limits them: claims are remembered."""
 
 _LABEL_VALUE = re.compile(r"[a-z0-9A-Z](?:[-_.a-zA-Z0-9]{0,61}[a-zA-Z0-9])?", re.ASCII)
 _JOB_LABEL = "batch.kubernetes.io/controller-uid"
@@ -160,7 +162,8 @@ def claim(pod: Pod, *, namespace: str, user: str, known: Kinds) -> Claim | None:
         raise Unproven(f"the pods of a {owner.kind} are not created by {workload.shown(user)}")
     made = Claim(namespace, owner, kind, label, template_hash)
     names = (namespace, owner.name, made.history or owner.name)
-    if not all(map(workload.is_object_name, names)) or not _LABEL_VALUE.fullmatch(template_hash):
+    is_fit = all(map(workload.is_object_name, names)) and len(owner.uid) <= MAX_UID
+    if not is_fit or not _LABEL_VALUE.fullmatch(template_hash):
         raise Unproven(f"the pod names its {owner.kind} by what is no name in Kubernetes")
     return made
 

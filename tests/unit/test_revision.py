@@ -395,6 +395,12 @@ def test_nor_is_a_jobs_uid_more_than_a_value_of_a_label() -> None:
         claim_of(pod_of(replace(JOB, uid="x,app=y")))
 
 
+@pytest.mark.parametrize("uid", ["a" * 64, "a" * 100_000], ids=len)
+def test_a_uid_that_is_longer_than_any_is_not_looked_into(uid: str) -> None:
+    with pytest.raises(Unproven, match="by what is no name in Kubernetes"):
+        claim_of(pod_of(replace(REPLICA_SET, uid=uid), pod_template_hash="5d4f"))
+
+
 @pytest.mark.parametrize("template_hash", ["A_b", "7C9B", "a_b"])
 def test_a_hash_that_fits_a_label_but_no_name_is_in_no_history(template_hash: str) -> None:
     assert claimed(REPLICA_SET, pod_template_hash=template_hash).hash == template_hash
