@@ -81,6 +81,18 @@ class PullSecrets(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What there is to go by in settling the images of one pod."""
+
+    claims: Mapping[str, Pin | Failure]
+    """What the pod says of its images itself, by name."""
+    page: Page
+    access: Access
+    arrived: datetime
+    deadline: Deadline
+
+
 class Pinner:
     """Answers admissions.
 
@@ -129,48 +141,17 @@ class Pinner:
         arrived, deadline = self._now(), Deadline(asyncio.get_running_loop().time() + seconds)
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
         subjects = _subjects(admission)
-        settled, unsettled = self._parse(subjects, admission, claims)
-        page, faults, remarks = Page(self._ledger), list[Exception](), tuple[str, ...]()
-        asked = tuple(unsettled)
-        if unsettled:
-            texts = [
-                image.text if ref.digest is None else claims[image.name].image
-                for image, ref in unsettled.items()
-            ]
-            page = await Page.open(
-                self._ledger, self._kinds, admission, texts, remaining=deadline.remaining
-            )
-            for image, ref in tuple(unsettled.items()):
-                if known := _known(image, ref, claims.get(image.name), page):
-                    settled[image] = known
-                    del unsettled[image]
+        settled, asked = self._parse(subjects, admission, claims)
+        page = await self._open(admission, asked, claims, deadline)
+        settled |= _known(asked, claims, page)
+        unsettled = {image: ref for image, ref in asked.items() if image not in settled}
+        access = Access(Keychain())
         if unsettled:
             access = await self._read_pull_secrets(admission, deadline)
-            remarks = access.remarks
-            answers = await asyncio.gather(
-                *(
-                    self._settle(
-                        image,
-                        ref,
-                        claims.get(image.name),
-                        access=access,
-                        page=page,
-                        arrived=arrived,
-                        deadline=deadline,
-                    )
-                    for image, ref in unsettled.items()
-                ),
-                return_exceptions=True,
-            )
-            for image, answer in zip(unsettled, answers, strict=True):
-                if isinstance(answer, Exception):  # a fault of ours: it must not end the others
-                    faults.append(answer)
-                    message = f"tagpin failed to resolve {shortened(image.text)}; its log says why"
-                    settled[image] = Failure(image.text, Reason.BAD_ANSWER, message)
-                elif isinstance(answer, BaseException):
-                    raise answer
-                else:
-                    settled[image] = answer
+        answers, faults = await self._settle_all(
+            unsettled, _Case(claims, page, access, arrived, deadline)
+        )
+        settled |= answers
         if _will_run(admission, settled):
             settled |= await page.record(
                 settled,
@@ -182,8 +163,7 @@ class Pinner:
         # A record has nothing to do with digests that came with the pod, whatever it says of them.
         has_more = any(not _is_given(settled[image]) for image in asked)
         standing = page.standing if has_more else Standing()
-        verdict = draw(admission, in_order, standing, remarks)
-        return replace(verdict, faults=tuple(faults))
+        return replace(draw(admission, in_order, standing, access.remarks), faults=faults)
 
     def _parse(
         self,
@@ -218,6 +198,24 @@ class Pinner:
                 unsettled[image] = ref
         return settled, unsettled
 
+    async def _open(
+        self,
+        admission: Admission,
+        asked: Mapping[Image, Reference],
+        claims: Mapping[str, Pin | Failure],
+        deadline: Deadline,
+    ) -> Page:
+        """The ledger, which has nothing to say of a pod of digests only."""
+        if not asked:
+            return Page(self._ledger)
+        texts = [
+            image.text if ref.digest is None else claims[image.name].image
+            for image, ref in asked.items()
+        ]
+        return await Page.open(
+            self._ledger, self._kinds, admission, texts, remaining=deadline.remaining
+        )
+
     async def _read_pull_secrets(self, admission: Admission, deadline: Deadline) -> Access:
         names = workload.pull_secret_names(workload.spec(admission.pod))
         account = workload.service_account_name(admission.pod)
@@ -228,18 +226,28 @@ class Pinner:
         except TimeoutError:
             return Access(Keychain(), ("the pull secrets could not be read in time",))
 
-    async def _settle(
-        self,
-        image: Image,
-        ref: Reference,
-        claim: Pin | Failure | None,
-        *,
-        access: Access,
-        page: Page,
-        arrived: datetime,
-        deadline: Deadline,
-    ) -> Pin | Failure:
-        """Find the digest of one image. A failure of one must not end the others."""
+    async def _settle_all(
+        self, unsettled: Mapping[Image, Reference], case: _Case
+    ) -> tuple[dict[Image, Pin | Failure], tuple[Exception, ...]]:
+        """Find the digests of all images at once; faults of ours must not end the others."""
+        answers = await asyncio.gather(
+            *(self._settle(image, ref, case) for image, ref in unsettled.items()),
+            return_exceptions=True,
+        )
+        settled: dict[Image, Pin | Failure] = {}
+        for image, answer in zip(unsettled, answers, strict=True):
+            if isinstance(answer, Exception):
+                message = f"tagpin failed to resolve {shortened(image.text)}; its log says why"
+                settled[image] = Failure(image.text, Reason.BAD_ANSWER, message)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                settled[image] = answer
+        return settled, tuple(each for each in answers if isinstance(each, Exception))
+
+    async def _settle(self, image: Image, ref: Reference, case: _Case) -> Pin | Failure:
+        """Find the digest of one image."""
+        claim, page, deadline = case.claims.get(image.name), case.page, case.deadline
         if ref.digest is not None:
             given = Pin(image.text, ref.digest, Source.GIVEN)
             if not isinstance(claim, Pin):
@@ -247,16 +255,19 @@ class Pinner:
             tag = _without_digest(ref, claim)
             if claim.source is Source.STALE and claim == await self._last(tag, page, deadline):
                 return claim
-            return self._confirmed(claim, tag, access, mixed=page.is_mixed(image, tag)) or given
-        now = self._now()
+            mixed = page.is_mixed(image, tag)
+            return self._confirmed(claim, tag, case.access, mixed=mixed) or given
         max_age = page.max_age(
-            now, arrived=arrived, freshness=self._freshness, cache_ttl=self._cache_ttl
+            self._now(),
+            arrived=case.arrived,
+            freshness=self._freshness,
+            cache_ttl=self._cache_ttl,
         )
         try:
             resolution = await self._resolver.resolve(
                 # Some time must be left to record the answer.
                 ref,
-                access.keychain,
+                case.access.keychain,
                 max_age=max_age,
                 within=deadline.remaining(0.85 if page.is_of_a_revision else 1.0),
             )
@@ -283,14 +294,20 @@ class Pinner:
 
 
 def _known(
-    image: Image, ref: Reference, claim: Pin | Failure | None, page: Page
-) -> Pin | Failure | None:
-    """What the ledger says about an image, before anybody else is asked."""
-    if ref.digest is None:
-        return page.pin(image, ref)
-    if isinstance(claim, Pin):
-        return page.confirmed(image, _without_digest(ref, claim), claim)
-    return None
+    asked: Mapping[Image, Reference], claims: Mapping[str, Pin | Failure], page: Page
+) -> dict[Image, Pin | Failure]:
+    """What the ledger says about the images, before anybody else is asked."""
+    known: dict[Image, Pin | Failure] = {}
+    for image, ref in asked.items():
+        claim = claims.get(image.name)
+        answer: Pin | Failure | None = None
+        if ref.digest is None:
+            answer = page.pin(image, ref)
+        elif isinstance(claim, Pin):
+            answer = page.confirmed(image, _without_digest(ref, claim), claim)
+        if answer is not None:
+            known[image] = answer
+    return known
 
 
 def _will_run(admission: Admission, settled: Mapping[Image, Pin | Failure]) -> bool:
