@@ -110,12 +110,6 @@ class Reference:
         """The tag that a runtime would ask for: `latest` where none was written."""
         return self.tag or DEFAULT_TAG
 
-    def pinned_to(self, digest: Digest) -> Self:
-        """The same text, with `@digest` behind it: name and tag keep their spelling."""
-        if self.digest is not None:
-            raise ValueError(f"{self.text} has a digest already")
-        return type(self)(f"{self.text}@{digest}", self.domain, self.path, self.tag, digest)
-
     def __str__(self) -> str:
         return self.text
 

@@ -196,7 +196,7 @@ async def test_the_cache_confirms_what_a_registry_said_to_the_same_credentials(n
     await settle(resolver, net.image("public.test"), ALICE)
     ref = Reference.parse(net.image("public.test"))
     keychain = Keychain(((ref.domain, Credential(*ALICE)),))
-    for asked in (ref, ref.pinned_to(pushed)):
+    for asked in (ref, Reference.parse(f"{ref}@{pushed}")):
         known = resolver.last_known(asked, keychain)
         assert known is not None
         assert (known.digest, known.source) == (pushed, Source.STALE)
