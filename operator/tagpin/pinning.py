@@ -253,8 +253,10 @@ class Pinner:
             if not isinstance(claim, Pin):
                 return given
             tag = _without_digest(ref, claim)
-            if claim.source is Source.STALE and claim == await self._last(tag, page, deadline):
-                return claim
+            if claim.source in (Source.STALE, Source.LEDGER):  # a dry run says ledger too
+                last = await self._last(image, tag, case)
+                if last and (last.digest, last.resolved_at) == (claim.digest, claim.resolved_at):
+                    return last
             mixed = page.is_mixed(image, tag)
             return self._confirmed(claim, tag, case.access, mixed=mixed) or given
         max_age = page.max_age(
@@ -277,12 +279,14 @@ class Pinner:
         else:
             pin = replace(_pin(image.text, resolution), mixed=page.is_mixed(image, ref))
             answer, is_outage = _kept(claim, pin), resolution.source is Source.STALE
-        return (is_outage and await self._last(ref, page, deadline)) or answer
+        return (is_outage and await self._last(image, ref, case)) or answer
 
-    async def _last(self, ref: Reference, page: Page, deadline: Deadline) -> Pin | None:
+    async def _last(self, image: Image, ref: Reference, case: _Case) -> Pin | None:
         """What the workload ran last for an image, while its registry is down."""
         oldest = self._now() - self._stale_if_error
-        return await page.last_recorded(ref.text, since=oldest, within=deadline.remaining(0.5))
+        within = case.deadline.remaining(0.5)
+        last = await case.page.last_recorded(ref.text, since=oldest, within=within)
+        return last and replace(last, mixed=case.page.is_mixed(image, ref))
 
     def _confirmed(self, claim: Pin, tag: Reference, access: Access, *, mixed: bool) -> Pin | None:
         """The claim, in our own words, if the cache knows that its tag named its digest."""

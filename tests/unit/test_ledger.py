@@ -928,6 +928,17 @@ async def test_what_is_stale_stays_as_old_as_it_is() -> None:
     assert isinstance(verdict.pins["app"], Failure)
 
 
+async def test_siblings_that_disagree_make_a_stale_record_mixed_too() -> None:
+    shop = Shop(pods=[sibling(("app", f"nginx:1.25@{digest}")) for digest in (OTHER, NGINX)])
+    shop.push("docker.io/library/nginx:1.25", down("nginx:1.25"))
+    shop.keep(aged(600), revision=BEFORE)
+
+    await shop.admit(create())
+
+    stale = replace(aged(600), source=Source.STALE, mixed=True)
+    assert shop.recorded() == {"nginx:1.25": stale}
+
+
 async def test_a_record_is_taken_before_the_cache() -> None:
     shop = Shop()
     shop.resolver.remember("nginx:1.25", OTHER)
