@@ -139,14 +139,7 @@ def draw(
             audit=_audit(admission, pins, Result.REFUSED, standing),
             standing=standing,
         )
-    images = {
-        image.pointer: pin.pinned
-        for image, pin in settled.items()
-        if mode.writes_images
-        and isinstance(pin, Pin)
-        and pin.source is not Source.GIVEN
-        and image.text == pin.image
-    }
+    images = _images(mode, settled)
     if mode is Mode.AUDIT:
         result = Result.AUDITED
     elif failures:
@@ -168,6 +161,18 @@ def draw(
         audit=_audit(admission, pins, result, standing),
         standing=standing,
     )
+
+
+def _images(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> dict[str, str]:
+    """What to write, by pointer."""
+    return {
+        image.pointer: pin.pinned
+        for image, pin in settled.items()
+        if mode.writes_images
+        and isinstance(pin, Pin)
+        and pin.source is not Source.GIVEN
+        and image.text == pin.image
+    }
 
 
 def _annotations(
