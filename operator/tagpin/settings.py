@@ -63,7 +63,7 @@ class Settings:
     namespace: str = "tagpin-system"
     """The namespace that tagpin runs in; its pods are never touched."""
     pod_name: str = "tagpin"
-    """The name under which this replica reports Events."""
+    """The name under which this replica reports Events and holds the Lease: no other has it."""
     service_name: str = "tagpin"
     """The Service that the API server calls; the serving certificate is issued for it."""
     webhook_configuration: str = "tagpin"
