@@ -104,17 +104,17 @@ class TestInstallation:
         self, control_plane: ControlPlane, how: Sequence[str]
     ) -> None:
         held = {"holderIdentity": "tagpin-1", "leaseDurationSeconds": 15}
-        patch = json.dumps({"spec": held})
-        control_plane.kubectl("patch", "lease", "tagpin", "-n", SYSTEM, "-p", patch)
+        patch = json.dumps([{"op": "add", "path": "/spec", "value": held}])
+        lease = ("patch", "lease", "tagpin", "-n", SYSTEM)
+        control_plane.kubectl(*lease, "--type=json", "-p", patch)
 
         control_plane.kubectl("apply", "-k", BASE, *how)
 
-        lease = control_plane.kubectl("get", "lease", "tagpin", "-n", SYSTEM, "-o", "json")
-        assert json.loads(lease.stdout)["spec"] == held
+        found = control_plane.kubectl("get", "lease", "tagpin", "-n", SYSTEM, "-o", "json")
+        assert json.loads(found.stdout)["spec"] == held
 
         # No later test must wait for a holder that is not there.
-        free = json.dumps({"spec": None})
-        control_plane.kubectl("patch", "lease", "tagpin", "-n", SYSTEM, "--type=merge", "-p", free)
+        control_plane.kubectl(*lease, "--type=merge", "-p", json.dumps({"spec": None}))
 
     @pytest.mark.parametrize(
         ("namespace", "verb", "resource", "allowed"),

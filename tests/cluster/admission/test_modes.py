@@ -1,7 +1,7 @@
 """The table of modes: what becomes of an image that can, and of one that cannot be resolved."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -181,15 +181,14 @@ class TestPin:
         }
         assert tried.counted == counts("pin", "unpinned", reason=BAD[case].reason)
 
-    def test_a_deployment_with_a_bad_image_runs_and_its_replica_set_has_an_event(
+    def test_a_deployment_with_a_bad_image_runs_and_has_an_event(
         self, pin: Namespace, registries: Registries
     ) -> None:
         bad = f"{registries.public.host}/modes:9"
         pin.create(deployment("web", {"app": bad}))
         pin.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 
-        (replica_set,) = pin.find("replicasets", "apis/apps/v1")
-        (event,) = pin.events("ReplicaSet", replica_set["metadata"]["name"])
+        (event,) = pin.events("Deployment", "web")
         assert event == (
             f'container "app": {bad} does not exist (not_found): it runs as written, unpinned'
         )
@@ -239,7 +238,7 @@ class TestEnforce:
             assert about.endswith(f"({bad.reason})")
         assert 'container "app"' not in answer.error
 
-    def test_the_replica_set_of_a_refused_pod_has_an_event(
+    def test_the_deployment_of_a_refused_pod_has_an_event(
         self, enforce: Namespace, registries: Registries
     ) -> None:
         bad = f"{registries.public.host}/modes:9"
@@ -248,15 +247,12 @@ class TestEnforce:
         def refused() -> bool:
             return any(
                 condition["type"] == "ReplicaFailure" and "does not exist" in condition["message"]
-                for condition in replica_set().get("status", {}).get("conditions", [])
+                for replica_set in enforce.find("replicasets", "apis/apps/v1")
+                for condition in replica_set.get("status", {}).get("conditions", [])
             )
 
-        def replica_set() -> Any:
-            found = enforce.find("replicasets", "apis/apps/v1")
-            return found[0] if found else {}
-
         eventually(refused, bool)
-        (event,) = enforce.events("ReplicaSet", replica_set()["metadata"]["name"])
+        (event,) = enforce.events("Deployment", "web")
         assert event == (
             f'1 image cannot be pinned: container "app": {bad} does not exist (not_found)'
         )

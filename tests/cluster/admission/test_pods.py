@@ -38,7 +38,7 @@ class TestWorkloads:
         assert [images(each) for each in pods] == [{"app": app.pinned}] * 3
         for each in pods:
             entry = record(each)["app"]
-            assert entry.pop("source") in ("registry", "cache")
+            assert entry.pop("source") in ("registry", "ledger")
             assert entry.pop("resolvedAt").endswith("Z")
             assert entry == {"image": app.text, "digest": app.digest}
         for kind in ("deployments", "replicasets"):
