@@ -197,13 +197,15 @@ class Page:
         What an earlier pass could not write is tried again if it was resolved `since`; its digest
         is on the pod already.
         """
-        if self._entry is None or self._is_fault:
-            return {}
         ours = {
             image: pin
             for image, pin in settled.items()
             if isinstance(pin, Pin) and pin.source is not Source.GIVEN
         }
+        if self._entry is None and self._failure is not None and ours:
+            self._unrecorded, self._is_fault = str(self._failure), True
+        if self._entry is None or self._is_fault:
+            return {}
         new = self._new(ours, since=None if dry_run else since)
         try:
             if new:
@@ -228,7 +230,7 @@ class Page:
     def standing(self) -> Standing:
         """What there is to say about the pod's revision."""
         if self._entry is None:
-            return Standing(unrecorded=self._unrecorded)
+            return Standing(unrecorded=self._unrecorded, is_fault=self._is_fault)
         return Standing(
             self._entry.revision,
             is_recorded=self._entry.record is not None,

@@ -155,7 +155,8 @@ class Pinner:
         if _will_run(admission, settled):
             settled |= await page.record(
                 settled,
-                since=arrived - timedelta(seconds=self._freshness),
+                # An earlier pass of this request had a fresh answer, and the whole budget.
+                since=arrived - timedelta(seconds=self._freshness + self._budget),
                 dry_run=admission.dry_run,
                 within=deadline.remaining(),
             )

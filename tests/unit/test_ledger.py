@@ -1122,6 +1122,35 @@ async def test_what_the_first_pass_could_not_write_is_tried_again() -> None:
     assert (after[REVISION_ANNOTATION], UNRECORDED_ANNOTATION in after) == (NAME, False)
 
 
+async def test_so_is_an_answer_that_was_only_just_fresh_in_the_first_pass() -> None:
+    shop = Shop(unwritable="down")
+    shop.ledger.created = NOW - timedelta(hours=1)
+    shop.resolver.remember("nginx:1.25", NGINX)
+    shop.resolver.clock.advance(4.9)
+    admission = create()
+    first = await shop.admit(admission)
+    shop.ledger.unwritable = ""
+    shop.resolver.clock.advance(0.5)
+
+    await shop.admit(replace(admission, pod=patched(admission, first)))
+
+    assert shop.recorded() == {"nginx:1.25": Pin("nginx:1.25", NGINX, Source.CACHE, NOW)}
+
+
+async def test_a_ledger_that_cannot_even_be_read_the_second_time_is_told() -> None:
+    shop = Shop(unwritable="no room in etcd")
+    admission = create(mode=Mode.ENFORCE)
+    first = await shop.admit(admission)
+    shop.ledger.unreadable = "down"
+    again = replace(admission, pod=patched(admission, first))
+
+    second = await shop.admit(again)
+
+    assert second.pins == first.pins
+    assert annotations_of(again, second)[UNRECORDED_ANNOTATION] == "down"
+    assert second.standing.is_fault
+
+
 @pytest.mark.parametrize("fault", ["", "down"])
 async def test_what_a_pod_has_from_an_earlier_pass_is_not_taken_back(fault: str) -> None:
     """The record may say another digest by now, but the pod's image says what it runs."""
