@@ -191,10 +191,16 @@ def proven(
 
 
 def created(revision: Mapping[str, Any]) -> datetime:
-    """When an object was created (UTC): its timestamp, which leaves out parts of a second."""
+    """When an object was created (UTC): its timestamp, which leaves out parts of a second.
+
+    Raises ValueError where it has none.
+    """
     metadata = revision.get("metadata")
     text = metadata.get("creationTimestamp") if isinstance(metadata, Mapping) else None
-    return datetime.fromisoformat(str(text)).astimezone(UTC)
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is not in our calendar") from error
 
 
 def counts_pods(owner: Mapping[str, Any]) -> bool:

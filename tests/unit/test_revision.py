@@ -613,6 +613,11 @@ def test_an_object_that_was_never_created_is_an_error(found: Any) -> None:
         created(found)
 
 
+def test_nor_was_one_before_all_time() -> None:
+    with pytest.raises(ValueError, match="not in our calendar"):
+        created({"metadata": {"creationTimestamp": "0001-01-01T00:00:00+14:00"}})
+
+
 @pytest.mark.parametrize(
     ("status", "counts"),
     [
