@@ -1,9 +1,12 @@
 """A played API server: what tagpin asks of one, and what one asks of tagpin.
 
-It holds the Secret and the MutatingWebhookConfiguration of manifests/base, lets tagpin write its
-certificate and its caBundle into them, and then sends reviews as that configuration says: to
-whom the namespace's labels select, by the caBundle's authority, with the timeout. It evaluates no
-match conditions, and a webhook that fails is an error, whatever its failure policy.
+It holds the Secret, the Lease and the MutatingWebhookConfiguration of manifests/base, lets tagpin
+write its certificate and its caBundle into them, and then sends reviews as that configuration
+says: to whom the namespace's labels select, by the caBundle's authority, with the timeout. It
+evaluates no match conditions, and a webhook that fails is an error, whatever its failure policy.
+
+ImagePins are created, read, listed and replaced as in a real one, but compared with no schema, and
+kept in memory. ReplicaSets are what the stage makes of them.
 """
 
 import asyncio
@@ -12,7 +15,8 @@ import http.client
 import json
 import ssl
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +34,11 @@ BASE = Path(__file__).parents[2] / "manifests" / "base"
 SECRET = "/api/v1/namespaces/tagpin-system/secrets/tagpin-tls"
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 CONFIGURATION = f"{WEBHOOKS}/tagpin"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/tagpin-system/leases/tagpin"
+RECORDS = "/apis/tagpin.dev/v1alpha1"
+RECORDS_OF_NAMESPACE = f"{RECORDS}/namespaces/{{namespace}}/imagepins"
+RESOURCES = ("imagepins", "replicasets")
+"""Of these it says "there is none"; of others, which it does not know, that it does not."""
 POD = {"group": "", "version": "v1", "kind": "Pod"}
 PODS = {"group": "", "version": "v1", "resource": "pods"}
 
@@ -51,7 +60,6 @@ DISCOVERY: dict[str, Object] = {
     },
 }
 """All that kopf wants to know of a cluster before it dispatches reviews of pods."""
-NOT_FOUND: Object = {"kind": "Status", "message": "this API server is played", "code": 404}
 
 
 class PlayedApiServer:
@@ -65,8 +73,11 @@ class PlayedApiServer:
         self._objects: dict[str, Object] = {
             **DISCOVERY,
             SECRET: _manifest("secret.yaml"),
+            LEASE: _manifest("lease.yaml"),
             CONFIGURATION: _manifest("mutatingwebhookconfiguration.yaml"),
         }
+        self.imagepins: MutableMapping[str, Object] = {}
+        """What is recorded, by path."""
         for webhook in self._webhooks:
             path = webhook["clientConfig"].pop("service")["path"]
             webhook["clientConfig"]["url"] = f"https://{LOOPBACK}:{webhook_port}{path}"
@@ -89,6 +100,11 @@ class PlayedApiServer:
                 web.patch(CONFIGURATION, self._patch),
                 web.get(WEBHOOKS, self._watch),
                 web.post("/api/v1/namespaces/{name}/events", self._take_event),
+                web.get(f"{RECORDS}/imagepins", self._list_records),
+                web.get(RECORDS_OF_NAMESPACE, self._list_records),
+                web.post(RECORDS_OF_NAMESPACE, self._create_record),
+                web.put(f"{RECORDS_OF_NAMESPACE}/{{name}}", self._replace),
+                web.put(LEASE, self._replace),
                 web.get("/{path:.*}", self._get),
             ]
         )
@@ -105,16 +121,44 @@ class PlayedApiServer:
         await self._runner.cleanup()
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
-        if request.path in self._objects:
-            return web.json_response(self._objects[request.path])
-        return web.json_response(NOT_FOUND, status=NOT_FOUND["code"])
+        found = self._kept(request.path).get(request.path)
+        return _not_found(request.path) if found is None else web.json_response(found)
 
     async def _patch(self, request: web.Request) -> web.StreamResponse:
-        old, patch = self._objects[request.path], await request.json()
-        version = int(old["metadata"]["resourceVersion"]) + 1
-        patch.setdefault("metadata", {})["resourceVersion"] = str(version)
-        self._objects[request.path] = _merged(old, patch)
-        return web.json_response(self._objects[request.path])
+        return web.json_response(self.update(request.path, await request.json()))
+
+    async def _list_records(self, request: web.Request) -> web.StreamResponse:
+        namespace = request.match_info.get("namespace", "")
+        uid = request.query.get("fieldSelector", "").removeprefix("spec.workload.uid=")
+        items = [
+            record
+            for record in self.imagepins.values()
+            if namespace in ("", record["metadata"]["namespace"])
+            and uid in ("", record["spec"]["workload"]["uid"])
+        ]
+        return web.json_response({"metadata": {}, "items": items})
+
+    async def _create_record(self, request: web.Request) -> web.StreamResponse:
+        new = await request.json()
+        path = f"{request.path}/{new['metadata']['name']}"
+        if path in self.imagepins:
+            return _status(HTTPStatus.CONFLICT, "AlreadyExists", f"{path} already exists")
+        self.imagepins[path] = new = _created(new)
+        return web.json_response(new, status=HTTPStatus.CREATED)
+
+    async def _replace(self, request: web.Request) -> web.StreamResponse:
+        kept, new = self._kept(request.path), await request.json()
+        if request.path not in kept:
+            return _not_found(request.path)
+        version = kept[request.path]["metadata"]["resourceVersion"]
+        if new["metadata"].get("resourceVersion") != version:
+            return _status(HTTPStatus.CONFLICT, "Conflict", f"{request.path} has been modified")
+        new["metadata"]["resourceVersion"] = str(int(version) + 1)
+        kept[request.path] = new
+        return web.json_response(new)
+
+    def _kept(self, path: str) -> MutableMapping[str, Object]:
+        return self.imagepins if path.startswith(RECORDS) else self._objects
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -129,6 +173,21 @@ class PlayedApiServer:
     def is_trusting(self) -> bool:
         """Whether tagpin has written its authority into every webhook."""
         return all("caBundle" in webhook["clientConfig"] for webhook in self._webhooks)
+
+    # What the controllers ask
+
+    def ensure(self, path: str, new: Object) -> Object:
+        """Create an object, unless it is there, and return it as it is."""
+        return self._objects.setdefault(path, _created(new))
+
+    def update(self, path: str, patch: Object) -> Object:
+        """Merge a patch into an object, and return it as it is then."""
+        old = self._objects[path]
+        new: Object = _merged(old, patch)
+        version = int(old["metadata"]["resourceVersion"]) + 1
+        new["metadata"] = {**new["metadata"], "resourceVersion": str(version)}
+        self._objects[path] = new
+        return new
 
     # What it asks tagpin
 
@@ -214,6 +273,30 @@ def _request(namespace: str, pod: Object, user: Mapping[str, Any]) -> Object:
         "dryRun": False,
         "options": {"apiVersion": "meta.k8s.io/v1", "kind": "CreateOptions"},
     }
+
+
+def _created(new: Object) -> Object:
+    """An object with what the API server adds to each."""
+    given = {
+        "uid": str(uuid.uuid4()),
+        "resourceVersion": "1",
+        "creationTimestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {**new, "metadata": {**new["metadata"], **given}}
+
+
+def _not_found(path: str) -> web.Response:
+    plural, name = path.split("/")[-2:]
+    if plural not in RESOURCES:
+        return _status(HTTPStatus.NOT_FOUND, "NotFound", "this API server is played")
+    return _status(HTTPStatus.NOT_FOUND, "NotFound", f"{path} does not exist", name)
+
+
+def _status(code: HTTPStatus, reason: str, message: str, name: str = "") -> web.Response:
+    """How a request is refused (`Status` of k8s.io/apimachinery)."""
+    details = {"details": {"name": name}} if name else {}
+    status = {"kind": "Status", "reason": reason, "message": message, "code": code, **details}
+    return web.json_response(status, status=code)
 
 
 def _manifest(name: str) -> Object:

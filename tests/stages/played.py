@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -134,8 +134,26 @@ class _LoopThread:
 class _Deployment:
     """What the controllers know of a Deployment."""
 
+    namespace: str
+    name: str
     images: Sequence[str]
     restarts: int = 0
+    uid: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    @property
+    def template_hash(self) -> str:
+        template = repr((self.images, self.restarts))
+        return hashlib.sha256(template.encode()).hexdigest()[:10]
+
+    @property
+    def replica_set(self) -> str:
+        """The path of the ReplicaSet for the template as it is now."""
+        name = f"{self.name}-{self.template_hash}"
+        return f"/apis/apps/v1/namespaces/{self.namespace}/replicasets/{name}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"app": self.name, "pod-template-hash": self.template_hash}
 
 
 class PlayedStage:
@@ -164,44 +182,63 @@ class PlayedStage:
 
     def create_deployment(self, namespace: str, name: str, images: Sequence[str]) -> Admitted:
         self._narrator.command(f"Deployment {name}: {', '.join(images)}")
-        self._deployments[namespace, name] = _Deployment(images)
-        return self._roll_out(namespace, name)
+        deployment = _Deployment(namespace, name, tuple(images))
+        self._deployments[namespace, name] = deployment
+        return self._new_pod(deployment)
 
     def restart_deployment(self, namespace: str, name: str) -> Admitted:
         self._narrator.command(f"Deployment {name} is restarted: a new ReplicaSet, a new pod")
-        self._deployments[namespace, name].restarts += 1
-        return self._roll_out(namespace, name)
+        deployment = self._deployments[namespace, name]
+        old = deployment.replica_set
+        deployment.restarts += 1
+        admitted = self._new_pod(deployment)
+        self._scale(old, 0)
+        return admitted
 
     def run_pod(self, namespace: str, name: str, image: str) -> Admitted | Refused:
         self._narrator.command(f"pod {name}, created by hand: {image}")
         pod = _pod({"name": name, "namespace": namespace, "labels": {"run": name}}, {name: image})
         return self._api_server.admit(namespace, pod, PERSON)
 
-    def _roll_out(self, namespace: str, name: str) -> Admitted:
+    def _new_pod(self, deployment: _Deployment) -> Admitted:
         """What the controllers do: a ReplicaSet for the template as it is now, and its pod."""
-        deployment = self._deployments[namespace, name]
-        template_hash = hashlib.sha256(repr(deployment).encode()).hexdigest()[:10]
-        replica_set = f"{name}-{template_hash}"
+        path, namespace = deployment.replica_set, deployment.namespace
         metadata = {
-            "generateName": f"{replica_set}-",
+            "name": path.rpartition("/")[2],
             "namespace": namespace,
-            "labels": {"app": name, "pod-template-hash": template_hash},
-            "ownerReferences": [
-                {
-                    "apiVersion": "apps/v1",
-                    "kind": "ReplicaSet",
-                    "name": replica_set,
-                    "uid": str(uuid.uuid4()),
-                    "controller": True,
-                    "blockOwnerDeletion": True,
-                }
-            ],
+            "labels": deployment.labels,
+            "ownerReferences": [_owner("Deployment", deployment.name, deployment.uid)],
+        }
+        found = self._api_server.ensure(path, {"metadata": metadata, "status": {"replicas": 0}})
+        replica_set = found["metadata"]
+        pod = {
+            "generateName": f"{replica_set['name']}-",
+            "namespace": namespace,
+            "labels": deployment.labels,
+            "ownerReferences": [_owner("ReplicaSet", replica_set["name"], replica_set["uid"])],
         }
         images = {_container_name(image): image for image in deployment.images}
-        admitted = self._api_server.admit(namespace, _pod(metadata, images), REPLICASET_CONTROLLER)
+        admitted = self._api_server.admit(namespace, _pod(pod, images), REPLICASET_CONTROLLER)
         if isinstance(admitted, Refused):
             raise StageError(admitted.message)
+        self._scale(path, 1)
         return admitted
+
+    def _scale(self, replica_set: str, replicas: int) -> None:
+        """Count the pods of a ReplicaSet, as its controller does afterwards."""
+        self._api_server.update(replica_set, {"status": {"replicas": replicas}})
+
+
+def _owner(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """A reference to a controller in the group `apps`."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
 def _container_name(image: str) -> str:
