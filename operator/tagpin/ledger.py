@@ -26,13 +26,13 @@ class Entry:
     """What the cluster has of a revision.
 
     `created` is when it came to be (its ReplicaSet, ControllerRevision or Job), in whole
-    seconds. `has_pods` says that its controller counts pods, or may have made some since it was
-    last looked at.
+    seconds; None where no object says so. `has_pods` says that its controller counts pods, or may
+    have made some since it was last looked at.
     """
 
     revision: Revision
     record: ImagePin | None
-    created: datetime
+    created: datetime | None
     has_pods: bool
 
 
@@ -166,8 +166,9 @@ class Page:
             return freshness
         if self._entry.record is not None:
             return cache_ttl
-        age = (now - min(arrived, self._entry.created + _STAMP)).total_seconds()
-        return min(freshness, max(0.0, age))
+        created = self._entry.created
+        existed = arrived if created is None else min(arrived, created + _STAMP)
+        return min(freshness, max(0.0, (now - existed).total_seconds()))
 
     async def last_recorded(self, text: str, *, since: datetime, within: float) -> Pin | None:
         """The workload's newest pin of an image in any revision, if it is not too old."""
@@ -303,7 +304,8 @@ class Page:
         """
         if brought.resolved_at is None:
             return brought.source is Source.SIBLINGS
-        return self._entry is not None and brought.resolved_at >= max(self._entry.created, since)
+        created = since if self._entry is None else self._entry.created or since
+        return brought.resolved_at >= max(created, since)
 
     def _recorded(self, text: str) -> Pin | None:
         if self._entry is None or self._entry.record is None:

@@ -11,7 +11,7 @@ from tagpin.errors import Reason, Unproven, Unrecorded, Unresolvable
 from tagpin.imagepin import ImagePin
 from tagpin.ledger import Entry
 from tagpin.pins import Pin
-from tagpin.revision import Claim, Revision, counts_pods, created, proven
+from tagpin.revision import Claim, Proof, Revision, counts_pods, created, proven
 from tagpin.workload import Pod
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,7 +27,7 @@ class FakeLedger:
     records: dict[str, ImagePin] = field(default_factory=dict)
     owners: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: Sequence[Pod] = ()
-    created: datetime = LONG_AGO
+    created: datetime | None = LONG_AGO
     unproven: str = ""
     unreadable: str = ""
     unlistable: str = ""
@@ -92,7 +92,9 @@ class FakeLedger:
             raise Unproven("no such object")
         revision = proven(claimed, owner, history)
         record = self.records.get(revision.record_name)
-        return Entry(revision, record, created(history or owner), has_pods=counts_pods(owner))
+        known = claimed.kind.proof is not Proof.REQUESTER
+        since = created(history or owner) if known else None
+        return Entry(revision, record, since, has_pods=counts_pods(owner))
 
     async def _called(self, name: str, within: float) -> None:
         self.calls.append(name)

@@ -713,6 +713,14 @@ async def test_what_was_asked_since_the_pod_arrived_serves_it() -> None:
     assert shop.resolver.max_ages == [pytest.approx(0.5)]
 
 
+async def test_a_revision_of_unknown_age_takes_no_answer_from_before_its_pod() -> None:
+    shop = Shop(created=None)
+
+    await shop.admit(create())
+
+    assert shop.resolver.max_ages == [0.0]
+
+
 async def test_a_clock_that_is_set_back_meanwhile_makes_no_answer_fresher() -> None:
     shop = Shop()
 

@@ -23,7 +23,7 @@ from tagpin.errors import ClusterError, Reason, Unproven, Unrecorded, Unresolvab
 from tagpin.imagepin import GROUP, PLURAL, VERSION, ImagePin, entry
 from tagpin.ledger import Entry
 from tagpin.pins import Pin
-from tagpin.revision import Claim, Revision, counts_pods, created, proven
+from tagpin.revision import Claim, Proof, Revision, counts_pods, created, proven
 from tagpin.workload import Pod
 
 ATTEMPT = 3.0
@@ -73,7 +73,7 @@ class _Proof:
     """What the API server says about the objects that a claim names."""
 
     revision: Revision
-    created: datetime
+    created: datetime | None
     has_pods: bool
 
 
@@ -228,6 +228,8 @@ class ClusterLedger:
                 self._named(claimed, "controllerrevisions", claimed.history),
             )
             revision = proven(claimed, owner, history)
+            if claimed.kind.proof is Proof.REQUESTER:  # the owner is older than its revisions
+                return _Proof(revision, None, counts_pods(owner))
             try:
                 return _Proof(revision, created(history or owner), counts_pods(owner))
             except ValueError as error:

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +32,7 @@ from tagpin.errors import Reason, Unproven, Unrecorded, Unresolvable
 from tagpin.imagepin import MAX_PINS, ImagePin
 from tagpin.pins import Pin, Source
 from tagpin.reference import Digest, Reference
-from tagpin.revision import Claim, Revision, claim, kinds
+from tagpin.revision import Claim, Proof, Revision, claim, kinds
 from tagpin.siblings import running_digests
 from tagpin.workload import Owner, images
 
@@ -287,6 +288,13 @@ class TestLookingUp:
             clock.advance(1)
             assert await record_of(ledger) == {"web:1": WEB}
         assert len(api.asked) == 3
+
+    async def test_how_old_a_revision_of_an_opted_in_kind_is_nobody_knows(
+        self, api: FakeApi, ledger: ClusterLedger
+    ) -> None:
+        opted_in = replace(CLAIM, kind=replace(CLAIM.kind, proof=Proof.REQUESTER))
+
+        assert (await ledger.look_up(opted_in, within=ROOM)).created is None
 
     async def test_a_record_is_read_again_when_its_time_is_over(
         self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
