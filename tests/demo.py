@@ -23,7 +23,7 @@ from cluster.controlplane import KubectlError
 from cluster.programs import LOOPBACK, ProgramError
 from stages import played, real
 from stages.narrator import Narrator, pinned
-from stages.stage import FRESHNESS, Admitted, Refused, Stage, StageError
+from stages.stage import RECORD_TTL, Admitted, Refused, Stage, StageError
 from tools.build import missing
 
 WIDEST = 120
@@ -38,18 +38,19 @@ OpenStage = Callable[[Narrator], AbstractContextManager[Stage]]
 
 
 def tell(stage: Stage, narrator: Narrator) -> None:
-    """What happens, in five acts; each ends with what must have come out."""
+    """What happens, in seven acts; each ends with what must have come out."""
     web, proxy = f"{stage.host}/shop/web:1.4", f"{stage.host}/shop/proxy"
 
     narrator.heading("1  A Deployment names its images by tag")
     monday = push(stage, narrator, "shop/web", "1.4", "Monday's build")
     other = push(stage, narrator, "shop/proxy", "latest", "the only build")
+    old = {"web": f"{web}@{monday}", "proxy": f"{proxy}@{other}"}
     stage.create_namespace("shop", "pin")
     first = stage.create_deployment("shop", "web", [web, proxy])
     show_images({"web": web, "proxy": proxy}, first, narrator)
     narrator.check(
         "each image is what was written, and the digest of the bytes that were pushed",
-        expected={"web": f"{web}@{monday}", "proxy": f"{proxy}@{other}"},
+        expected=old,
         found=first.images,
     )
 
@@ -57,7 +58,7 @@ def tell(stage: Stage, narrator: Narrator) -> None:
     narrator.document(first.record)
     narrator.check(
         "the annotation has the same images and digests",
-        expected={"web": f"{web}@{monday}", "proxy": f"{proxy}@{other}"},
+        expected=old,
         found=recorded(first.record),
     )
 
@@ -65,31 +66,60 @@ def tell(stage: Stage, narrator: Narrator) -> None:
     narrator.pairs(first.audit)
     narrator.check(
         "the audit log has them too",
-        expected={"web": f"{web}@{monday}", "proxy": f"{proxy}@{other}"},
+        expected=old,
         found=recorded(first.audit.get("pin.tagpin.dev/pins", "")),
     )
 
-    narrator.heading("4  The tag moves, and a new pod gets the new build")
+    narrator.heading("4  The tag moves, and the revision keeps its build")
     tuesday = push(stage, narrator, "shop/web", "1.4", "Tuesday's build")
+    new = {"web": f"{web}@{tuesday}", "proxy": f"{proxy}@{other}"}
+    asked = stage.questions()
+    again = stage.replace_pod("shop", "web")
+    narrator.say(f"{again.name}, a new pod of the same revision:")
+    narrator.pairs({"kept": digest_in(again)})
+    narrator.check(
+        "the pod that takes its place runs the same bytes", expected=old, found=again.images
+    )
+    narrator.check(
+        "the registry was not asked",
+        expected={"questions": "0"},
+        found={"questions": str(stage.questions() - asked)},
+    )
+
+    narrator.heading("5  A restart is a new revision, and gets the new build")
     second = stage.restart_deployment("shop", "web")
     narrator.say(f"{web} in the first pod, and in {second.name}:")
     narrator.pairs({"old": digest_in(first), "new": digest_in(second)})
     narrator.say(
-        "An answer of the registry serves other new pods for a moment, tagpin's `freshness`: "
-        f"5s unless configured, {FRESHNESS} here, so that nobody has to wait."
+        "However fresh an answer of the registry is (tagpin's `freshness`): a new revision takes "
+        "none from before it was created."
     )
     narrator.check(
-        "the new pod has the digest that was pushed last",
-        expected={"web": f"{web}@{tuesday}", "proxy": f"{proxy}@{other}"},
-        found=second.images,
+        "the new pod has the digest that was pushed last", expected=new, found=second.images
     )
+    narrator.say("Each revision has a record in the cluster:")
+    records = stage.show_imagepins("shop")
     narrator.check(
-        "the old pod was pinned to what the tag named before",
+        "the records have the digests of both builds",
         expected={"old": monday, "new": tuesday},
-        found={"old": digest_in(first), "new": digest_in(second)},
+        found={
+            name: records.get(pod.imagepin, {}).get(web, "no digest")
+            for name, pod in {"old": first, "new": second}.items()
+        },
     )
 
-    narrator.heading("5  In `enforce`, what cannot be pinned does not enter")
+    narrator.heading("6  A rollback brings back the very bytes, without a registry")
+    with stage.without_registry():
+        third = stage.undo_deployment("shop", "web")
+        narrator.say(f"{third.name}, a new pod of the first revision:")
+        narrator.pairs({"undo": digest_in(third)})
+        narrator.say(
+            "tagpin remembers a record for a while, its `recordTTL`: 60s unless configured, "
+            f"{RECORD_TTL} here, so that this one was read from the cluster."
+        )
+        narrator.check("the new pod runs the bytes of the first", expected=old, found=third.images)
+
+    narrator.heading("7  In `enforce`, what cannot be pinned does not enter")
     typo = f"{stage.host}/shop/web:1.44"
     stage.create_namespace("bank", "enforce")
     good = stage.run_pod("bank", "good", web)

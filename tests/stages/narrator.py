@@ -45,6 +45,11 @@ class Narrator:
         """What somebody else says, word by word."""
         self.say(Text(text, "yellow"))
 
+    def output(self, text: str) -> None:
+        """What a program prints; lines are cut where they would not fit."""
+        for line in text.splitlines():
+            self.say(Text(line.rstrip(), overflow="ellipsis", no_wrap=True))
+
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Show that something is under way, and then how long it took."""

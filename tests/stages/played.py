@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from cluster.programs import LOOPBACK, Running, free_ports
 from fakes.registry import FakeRegistry
 from stages.api_server import PlayedApiServer
 from stages.narrator import Narrator
-from stages.stage import FRESHNESS, Admitted, Refused, StageError
+from stages.stage import RECORD_TTL, Admitted, Refused, StageError, digests
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def played(narrator: Narrator) -> Iterator["PlayedStage"]:
             tagpin = _tagpin(folder, registry, api_server, (webhook_port, health_port))
             stack.callback(tagpin.stop)
             tagpin.wait_until(lambda: _is_ready(health_port) and api_server.is_trusting, seconds=30)
-        yield PlayedStage(narrator, registry, api_server)
+        yield PlayedStage(narrator, registry, api_server, run)
 
 
 def _tagpin(
@@ -68,7 +68,7 @@ def _tagpin(
     """The command of the Deployment, in a process of its own."""
     config, kubeconfig, tls = folder / "config.yaml", folder / "kubeconfig", folder / "tls"
     tls.mkdir()
-    settings = {"freshness": FRESHNESS, "registries": [{"host": registry.host, "http": True}]}
+    settings = {"recordTTL": RECORD_TTL, "registries": [{"host": registry.host, "http": True}]}
     config.write_text(yaml.safe_dump(settings))
     kubeconfig.write_text(yaml.safe_dump(_kubeconfig(api_server.url)))
     environment = {
@@ -160,11 +160,17 @@ class PlayedStage:
     """Implements `stages.stage.Stage`."""
 
     def __init__(
-        self, narrator: Narrator, registry: FakeRegistry, api_server: PlayedApiServer
+        self,
+        narrator: Narrator,
+        registry: FakeRegistry,
+        api_server: PlayedApiServer,
+        run: Callable[[Coroutine[Any, Any, object]], object],
     ) -> None:
+        """`run` runs what is to be awaited where registry and API server are."""
         self._narrator = narrator
         self.registry = registry
-        self._api_server = api_server
+        self.api_server = api_server
+        self._run = run
         self._deployments: dict[tuple[str, str], _Deployment] = {}
 
     @property
@@ -178,7 +184,7 @@ class PlayedStage:
 
     def create_namespace(self, name: str, mode: str) -> None:
         self._narrator.command(f"namespace {name}, with the label tagpin.dev/mode={mode}")
-        self._api_server.create_namespace(name, {"tagpin.dev/mode": mode})
+        self.api_server.create_namespace(name, {"tagpin.dev/mode": mode})
 
     def create_deployment(self, namespace: str, name: str, images: Sequence[str]) -> Admitted:
         self._narrator.command(f"Deployment {name}: {', '.join(images)}")
@@ -188,17 +194,54 @@ class PlayedStage:
 
     def restart_deployment(self, namespace: str, name: str) -> Admitted:
         self._narrator.command(f"Deployment {name} is restarted: a new ReplicaSet, a new pod")
+        return self._roll_out(self._deployments[namespace, name], restarts=+1)
+
+    def undo_deployment(self, namespace: str, name: str) -> Admitted:
+        self._narrator.command(f"Deployment {name} is undone: the first ReplicaSet, a new pod")
+        return self._roll_out(self._deployments[namespace, name], restarts=-1)
+
+    def replace_pod(self, namespace: str, name: str) -> Admitted:
+        self._narrator.command("the pod is deleted: its ReplicaSet makes a new one")
         deployment = self._deployments[namespace, name]
-        old = deployment.replica_set
-        deployment.restarts += 1
-        admitted = self._new_pod(deployment)
-        self._scale(old, 0)
-        return admitted
+        self._scale(deployment.replica_set, 0)
+        return self._new_pod(deployment)
+
+    def show_imagepins(self, namespace: str) -> Mapping[str, Mapping[str, str]]:
+        self._narrator.command(
+            f"the ImagePins of namespace {namespace}, each with its first digest:"
+        )
+        found = [
+            each
+            for each in self.api_server.imagepins.values()
+            if each["metadata"]["namespace"] == namespace
+        ]
+        for each in found:
+            first_image = each["spec"]["images"][0]
+            self._narrator.output(f"{each['metadata']['name']}   {first_image['digest']}")
+        return digests(found)
+
+    def questions(self) -> int:
+        return len(self.registry.requests)
+
+    @contextmanager
+    def without_registry(self) -> Iterator[None]:
+        self._narrator.command("the registry is stopped")
+        self._run(self.registry.stop())
+        yield
+        self._narrator.command("the registry is started again")
+        self._run(self.registry.start())
 
     def run_pod(self, namespace: str, name: str, image: str) -> Admitted | Refused:
         self._narrator.command(f"pod {name}, created by hand: {image}")
         pod = _pod({"name": name, "namespace": namespace, "labels": {"run": name}}, {name: image})
-        return self._api_server.admit(namespace, pod, PERSON)
+        return self.api_server.admit(namespace, pod, PERSON)
+
+    def _roll_out(self, deployment: _Deployment, *, restarts: int) -> Admitted:
+        old = deployment.replica_set
+        deployment.restarts += restarts
+        admitted = self._new_pod(deployment)
+        self._scale(old, 0)
+        return admitted
 
     def _new_pod(self, deployment: _Deployment) -> Admitted:
         """What the controllers do: a ReplicaSet for the template as it is now, and its pod."""
@@ -209,7 +252,7 @@ class PlayedStage:
             "labels": deployment.labels,
             "ownerReferences": [_owner("Deployment", deployment.name, deployment.uid)],
         }
-        found = self._api_server.ensure(path, {"metadata": metadata, "status": {"replicas": 0}})
+        found = self.api_server.ensure(path, {"metadata": metadata, "status": {"replicas": 0}})
         replica_set = found["metadata"]
         pod = {
             "generateName": f"{replica_set['name']}-",
@@ -218,7 +261,7 @@ class PlayedStage:
             "ownerReferences": [_owner("ReplicaSet", replica_set["name"], replica_set["uid"])],
         }
         images = {_container_name(image): image for image in deployment.images}
-        admitted = self._api_server.admit(namespace, _pod(pod, images), REPLICASET_CONTROLLER)
+        admitted = self.api_server.admit(namespace, _pod(pod, images), REPLICASET_CONTROLLER)
         if isinstance(admitted, Refused):
             raise StageError(admitted.message)
         self._scale(path, 1)
@@ -226,7 +269,7 @@ class PlayedStage:
 
     def _scale(self, replica_set: str, replicas: int) -> None:
         """Count the pods of a ReplicaSet, as its controller does afterwards."""
-        self._api_server.update(replica_set, {"status": {"replicas": replicas}})
+        self.api_server.update(replica_set, {"status": {"replicas": replicas}})
 
 
 def _owner(kind: str, name: str, uid: str) -> dict[str, Any]:

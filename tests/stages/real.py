@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,9 +13,11 @@ from cluster.images import Pusher
 from cluster.installation import Installation
 from cluster.programs import Distribution
 from stages.narrator import Narrator
-from stages.stage import FRESHNESS, Admitted, Refused, StageError
+from stages.stage import RECORD_TTL, Admitted, Refused, StageError, digests
 
 PROGRAMS = (*CONTROL_PLANE, "registry")
+PATIENCE = 30
+"""Seconds that the controllers get for a new pod."""
 NOTICE = (
     "On a real control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler and "
     "kubectl; tagpin as its manifests say; the CNCF's registry. Only the node is played: kwok "
@@ -31,7 +34,7 @@ def real(narrator: Narrator) -> Iterator["RealStage"]:
         with narrator.doing("a registry"):
             registry = stack.enter_context(Distribution())
         settings = {
-            "freshness": FRESHNESS,
+            "recordTTL": RECORD_TTL,
             "registries": [{"host": registry.host, "http": True}],
         }
         with narrator.doing("tagpin, from manifests/base"):
@@ -46,6 +49,7 @@ class RealStage:
         self, narrator: Narrator, control_plane: ControlPlane, registry: Distribution
     ) -> None:
         self.host = registry.host
+        self._registry = registry
         self._narrator = narrator
         self._control_plane = control_plane
         self._pusher = Pusher(registry.url)
@@ -67,6 +71,31 @@ class RealStage:
         self._kubectl("rollout", "restart", f"deployment/{name}", f"--namespace={namespace}")
         return self._new_pod(namespace, name)
 
+    def undo_deployment(self, namespace: str, name: str) -> Admitted:
+        self._kubectl("rollout", "undo", f"deployment/{name}", f"--namespace={namespace}")
+        return self._new_pod(namespace, name)
+
+    def replace_pod(self, namespace: str, name: str) -> Admitted:
+        self._kubectl("delete", "pod", f"--selector=app={name}", f"--namespace={namespace}")
+        return self._new_pod(namespace, name)
+
+    def show_imagepins(self, namespace: str) -> Mapping[str, Mapping[str, str]]:
+        command = ("get", "imagepins", f"--namespace={namespace}")
+        self._show(*command)
+        self._narrator.output(self._control_plane.kubectl(*command).stdout)
+        return digests(self._get(*command[1:])["items"])
+
+    def questions(self) -> int:
+        return sum(each.method in ("GET", "HEAD") for each in self._registry.requests())
+
+    @contextmanager
+    def without_registry(self) -> Iterator[None]:
+        self._narrator.command("the registry is stopped")
+        self._registry.stop()
+        yield
+        self._narrator.command("the registry is started again")
+        self._registry.start()
+
     def run_pod(self, namespace: str, name: str, image: str) -> Admitted | Refused:
         command = ("run", name, f"--namespace={namespace}", f"--image={image}")
         self._show(*command)
@@ -87,13 +116,18 @@ class RealStage:
         return json.loads(self._control_plane.kubectl("get", *what, "--output=json").stdout)
 
     def _new_pod(self, namespace: str, deployment: str) -> Admitted:
-        """The pod that a rollout made."""
+        """The pod that a rollout made, or the controllers alone."""
         where = f"--namespace={namespace}"
         self._control_plane.kubectl(
             "rollout", "status", f"deployment/{deployment}", where, "--timeout=30s"
         )
-        pods = self._get("pods", where, f"--selector=app={deployment}")["items"]
-        new = [pod for pod in pods if pod["metadata"]["uid"] not in self._seen]
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            pods = self._get("pods", where, f"--selector=app={deployment}")["items"]
+            new = [pod for pod in pods if pod["metadata"]["uid"] not in self._seen]
+            if new or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
         if len(new) != 1:
             raise StageError(f"expected one new pod of {deployment}, found {len(new)}")
         self._seen.add(new[0]["metadata"]["uid"])

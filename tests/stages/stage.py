@@ -1,11 +1,12 @@
 """What the demo needs of a place where its story can happen; `played` and `real` are two."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-FRESHNESS = "10ms"
-"""Shorter than tagpin's own 5 s, so that nobody has to wait for the end of it."""
+RECORD_TTL = "10ms"
+"""Shorter than tagpin's own 60 s, so that a record comes from the cluster, not from memory."""
 
 
 class StageError(Exception):
@@ -32,7 +33,15 @@ class Admitted:
     @property
     def record(self) -> str:
         """The annotation `tagpin.dev/pins`, empty if there is none."""
-        return str(self.pod["metadata"].get("annotations", {}).get("tagpin.dev/pins", ""))
+        return self._annotation("tagpin.dev/pins")
+
+    @property
+    def imagepin(self) -> str:
+        """The name of the ImagePin of the pod's revision, empty if there is none."""
+        return self._annotation("tagpin.dev/revision")
+
+    def _annotation(self, key: str) -> str:
+        return str(self.pod["metadata"].get("annotations", {}).get(key, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,16 @@ class Refused:
     """What kubectl says of a pod that did not enter."""
 
     message: str
+
+
+def digests(imagepins: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """What is recorded: the name of each ImagePin, its images and their digests."""
+    return {
+        each["metadata"]["name"]: {
+            image["reference"]: image["digest"] for image in each["spec"]["images"]
+        }
+        for each in imagepins
+    }
 
 
 class Stage(Protocol):
@@ -67,6 +86,26 @@ class Stage(Protocol):
 
     def restart_deployment(self, namespace: str, name: str) -> Admitted:
         """Restart what `create_deployment` created, and return the new pod."""
+        ...
+
+    def undo_deployment(self, namespace: str, name: str) -> Admitted:
+        """Go back to the template from before the restart, and return the new pod."""
+        ...
+
+    def replace_pod(self, namespace: str, name: str) -> Admitted:
+        """Delete the pod of a Deployment, and return the one that takes its place."""
+        ...
+
+    def show_imagepins(self, namespace: str) -> Mapping[str, Mapping[str, str]]:
+        """Show what is recorded; by name, the images of each and their digests."""
+        ...
+
+    def questions(self) -> int:
+        """How often the registry has been asked about an image by now."""
+        ...
+
+    def without_registry(self) -> AbstractContextManager[None]:
+        """A registry that is stopped, and afterwards started again."""
         ...
 
     def run_pod(self, namespace: str, name: str, image: str) -> Admitted | Refused:

@@ -6,14 +6,14 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
 
 import demo
 from cluster.programs import ProgramError
-from fakes.registry import FakeRegistry, answering, with_header
+from fakes.registry import answering, with_header
 from stages.narrator import Narrator
 from stages.played import PlayedStage, played
 from stages.process import DemoProcess, Ended
@@ -21,33 +21,34 @@ from stages.process import DemoProcess, Ended
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    folder = tmp_path_factory.mktemp("demo")
-    return DemoProcess(folder, "--played", COLUMNS="80").wait()
+    folder, cache = (tmp_path_factory.mktemp(name) for name in ("demo", "empty"))
+    return DemoProcess(folder, COLUMNS="80", TAGPIN_CACHE=str(cache)).wait()
 
 
 def test_it_ends_well(ended: Ended) -> None:
     assert ended.status == 0, ended.output
-    assert "all 7 checks passed" in ended.output
+    assert "all 10 checks passed" in ended.output
 
 
 def test_it_leaves_no_process_and_no_file(ended: Ended) -> None:
     assert ended.left_behind == []
 
 
-def test_it_says_what_is_played_and_how_to_get_the_real_thing(ended: Ended) -> None:
+def test_without_the_programs_it_is_played_and_says_how_to_get_the_real_thing(ended: Ended) -> None:
     assert "The API server is played here" in ended.output
     assert "`make tools`" in ended.output
 
 
-def test_it_shows_before_and_after_the_record_the_move_and_a_refusal(ended: Ended) -> None:
+def test_it_shows_before_and_after_what_is_recorded_the_move_and_a_refusal(ended: Ended) -> None:
     output = ended.output
     assert "before: as the Deployment says" in output
     assert re.search(r'"digest": ?\n? +"sha256:[0-9a-f]{64}"', output)
     assert "pin.tagpin.dev/pins:" in output
-    old, new = (re.search(rf"{word}: (sha256:\w{{64}})", output) for word in ("old", "new"))
-    assert old
-    assert new
-    assert old[1] != new[1]
+    shown = dict(re.findall(r"(kept|old|new|undo): (sha256:\w{64})", output))
+    assert shown["old"] == shown["kept"] == shown["undo"] != shown["new"]
+    of_old, of_new = re.findall(r"web-\w{10}-\w{8}   (sha256:\w+)…", output)
+    assert shown["old"].startswith(of_old)
+    assert shown["new"].startswith(of_new)
     assert 'admission webhook "enforce.tagpin.dev" denied the request' in output
 
 
@@ -80,40 +81,62 @@ def test_two_demos_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert [process.wait().status for process in processes] == [0, 0]
 
 
-def test_without_the_programs_it_is_played(tmp_path: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    ended = DemoProcess(temporary, TAGPIN_CACHE=str(tmp_path / "empty")).wait()
-    assert ended.status == 0
-    assert "The API server is played here" in ended.output
-
-
 def test_the_real_one_cannot_be_had_without_the_programs(tmp_path: Path) -> None:
     ended = DemoProcess(tmp_path, "--real", TAGPIN_CACHE=str(tmp_path / "empty")).wait()
     assert ended.status == 2
     assert "kube-apiserver is missing: not built; run `make tools`" in ended.output
 
 
-def lie(registry: FakeRegistry) -> None:
-    registry.fault(with_header("Docker-Content-Digest", f"sha256:{'0' * 64}"), method="HEAD")
+class Forgetful(dict[str, Any]):
+    """Takes what is recorded, and has nothing."""
+
+    def __setitem__(self, _path: str, _imagepin: object) -> None:
+        pass
 
 
-def be_down(registry: FakeRegistry) -> None:
-    registry.fault(answering(503))
+def lie(stage: PlayedStage) -> None:
+    digest = f"sha256:{'0' * 64}"
+    stage.registry.fault(with_header("Docker-Content-Digest", digest), method="HEAD")
 
 
-@pytest.mark.parametrize("misbehave", [lie, be_down])
-def test_a_wrong_digest_is_noticed(misbehave: Callable[[FakeRegistry], None]) -> None:
+def be_down(stage: PlayedStage) -> None:
+    stage.registry.fault(answering(503))
+
+
+def forget(stage: PlayedStage) -> None:
+    stage.api_server.imagepins = Forgetful()
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "claims"),
+    [
+        (lie, ["the new pod has the digest that was pushed last"]),
+        (be_down, ["the new pod has the digest that was pushed last"]),
+        (
+            forget,
+            [
+                "the pod that takes its place runs the same bytes",
+                "the registry was not asked",
+                "the records have the digests of both builds",
+                "the new pod runs the bytes of the first",
+            ],
+        ),
+    ],
+    ids=["lie", "be_down", "forget"],
+)
+def test_what_is_wrong_is_noticed(
+    misbehave: Callable[[PlayedStage], None], claims: list[str]
+) -> None:
     @contextlib.contextmanager
-    def with_a_bad_registry(narrator: Narrator) -> Iterator[PlayedStage]:
+    def with_misbehaviour(narrator: Narrator) -> Iterator[PlayedStage]:
         with played(narrator) as stage:
-            misbehave(stage.registry)
+            misbehave(stage)
             yield stage
 
     out = io.StringIO()
-    assert demo.show(with_a_bad_registry, "", Console(file=out, width=100)) == 1
+    assert demo.show(with_misbehaviour, "", Console(file=out, width=100)) == 1
     assert "checks failed" in out.getvalue()
-    assert "✗ the new pod has the digest that was pushed last" in out.getvalue()
+    assert [claim for claim in claims if f"✗ {claim}" not in out.getvalue()] == []
 
 
 def test_a_demo_that_cannot_go_on_says_why() -> None:
