@@ -308,6 +308,7 @@ class TestClaims:
         assert entry.revision.hash == running.claim.hash
         assert entry.revision.name.startswith(top.name)
         assert entry.record is None
+        assert entry.created is not None
         assert abs(datetime.now(UTC) - entry.created) < timedelta(minutes=1)
 
     async def test_pods_of_a_revision_are_counted_sooner_or_later(
