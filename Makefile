@@ -38,7 +38,10 @@ tools: $(READY) ## Build the real programs of the cluster tests into a per-user 
 
 .PHONY: test
 test: $(READY) tools ## Run every test
-	@$(BIN)/pytest
+	@# Two halves at once: that of the control plane mostly waits, and is shown as it goes.
+	@$(BIN)/pytest tests/unit tests/contract >$(VENV)/test.log 2>&1 & half=$$!; \
+	$(BIN)/pytest tests/cluster; status=$$?; \
+	wait $$half || status=1; cat $(VENV)/test.log; exit $$status
 
 .PHONY: unit
 unit: $(READY) ## Run the tests that need no other program

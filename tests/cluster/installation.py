@@ -279,9 +279,12 @@ class Installation:
 
     def apply(self) -> None:
         """Apply the manifests, records first, with clientConfig sent to our port."""
-        self._control_plane.kubectl("apply", "--validate=strict", "-k", str(CRD))
-        established = ("--for=condition=established", "--timeout=30s")
-        self._control_plane.kubectl("wait", "crd/imagepins.tagpin.dev", *established)
+        applied = self._control_plane.kubectl("apply", "--validate=strict", "-k", str(CRD))
+        if "customresourcedefinition.apiextensions.k8s.io/imagepins.tagpin.dev unchanged" not in (
+            applied.stdout.splitlines()
+        ):
+            established = ("--for=condition=established", "--timeout=30s")
+            self._control_plane.kubectl("wait", "crd/imagepins.tagpin.dev", *established)
         port = (self.service or self.replicas[0]).port
         configuration = self._object("MutatingWebhookConfiguration")
         for webhook in configuration["webhooks"]:

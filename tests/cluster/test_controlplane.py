@@ -128,20 +128,6 @@ def test_a_cron_job_runs_by_hand(new_namespace: NewNamespace) -> None:
     assert made["metadata"]["ownerReferences"][0]["name"] == "nightly"
 
 
-def test_a_job_whose_pod_fails_makes_another(new_namespace: NewNamespace) -> None:
-    namespace = new_namespace()
-    held = {"schedulingGates": [{"name": "tagpin.test/hold"}]}
-    namespace.create(job("flaky", {"app": IMAGE}, pod_spec=held, backoffLimit=1))
-    (first,) = eventually(lambda: namespace.pods("app=flaky"), bool)
-
-    namespace.fail_pod(first["metadata"]["name"])
-
-    pods = eventually(
-        lambda: namespace.pods("app=flaky"), lambda found: len(found) == 2, seconds=30
-    )
-    assert sorted(pod["status"]["phase"] for pod in pods) == ["Failed", "Pending"]
-
-
 def test_an_image_id_that_is_reported_stays(new_namespace: NewNamespace) -> None:
     namespace = new_namespace()
     namespace.create(pod("web", {"app": IMAGE, "side": IMAGE}, init={"setup": IMAGE}))
