@@ -111,6 +111,12 @@ class Metrics:
             ["mode"],
             registry=self._registry,
         )
+        self.pods_unproven = Counter(
+            "tagpin_pods_unproven",
+            "Pods that name a revision and may not speak for it; if all do, look at `controllers`.",
+            ["mode"],
+            registry=self._registry,
+        )
         self.records = Gauge(
             "tagpin_imagepins",
             "Records in the cluster; counted by the replica that prunes them, 0 elsewhere.",
@@ -151,8 +157,11 @@ class Metrics:
         mode = admission.mode.value
         self.admissions.labels(mode, verdict.result.value).inc()
         self.admission_seconds.labels(mode).observe(seconds)
-        if verdict.standing.is_fault:
+        standing = verdict.standing
+        if standing.is_fault:
             self.pods_unrecorded.labels(mode).inc()
+        elif standing.unrecorded and standing.revision is None:
+            self.pods_unproven.labels(mode).inc()
         for pin in verdict.pins.values():
             if isinstance(pin, Failure):
                 self.images_unpinned.labels(mode, pin.reason.value).inc()

@@ -96,3 +96,14 @@ def test_a_pod_that_should_be_recorded_and_is_not_is_counted(
     text = metrics.exposition().decode()
     assert ('tagpin_pods_unrecorded_total{mode="pin"} 1.0' in text) is counted
     assert ('tagpin_pods_unrecorded_total{mode="enforce"} 2.0' in text) is counted
+
+
+def test_a_pod_that_may_not_speak_for_its_revision_is_counted() -> None:
+    metrics = Metrics()
+    unproven = Standing(unrecorded="the pods of a ReplicaSet are not created by 'ann'")
+
+    for standing in (unproven, Standing()):
+        metrics.observe_admission(ADMISSION, Verdict(Result.PINNED, standing=standing), 0.002)
+
+    counted = f'tagpin_pods_unproven_total{{mode="{ADMISSION.mode.value}"}} 1.0'
+    assert counted in metrics.exposition().decode()
