@@ -102,7 +102,8 @@ def test_a_pod_that_may_not_speak_for_its_revision_is_counted() -> None:
     metrics = Metrics()
     unproven = Standing(unrecorded="the pods of a ReplicaSet are not created by 'ann'")
 
-    for standing in (unproven, Standing()):
+    going_away = Standing(REVISION, unrecorded="the namespace is going away")
+    for standing in (unproven, going_away, Standing()):
         metrics.observe_admission(ADMISSION, Verdict(Result.PINNED, standing=standing), 0.002)
 
     counted = f'tagpin_pods_unproven_total{{mode="{ADMISSION.mode.value}"}} 1.0'
