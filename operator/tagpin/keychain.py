@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Self, TypeAlias
@@ -46,12 +46,29 @@ class Credential:
 
     username: str
     password: str = field(repr=False)
+    identity_token: str = field(default="", repr=False)
+    """An OAuth 2 refresh token, which stands in for the password (docker: `identitytoken`)."""
 
     def __post_init__(self) -> None:
         if re.search(r"[\r\n\0:]", self.username):
             raise ValueError("the user name has a character that Basic authentication forbids")
         if re.search(r"[\ud800-\udfff]", self.username + self.password):
             raise ValueError("the user name or password has a character that UTF-8 cannot write")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Names a credential of tagpin's own that is only obtained when a registry asks for one.
+
+    `provider` is who gives it (`ecr`, `google`, `acr`, or a credential program), `host` the
+    registry that it is for, as in references: it must go nowhere else.
+    """
+
+    provider: str
+    host: str
+
+
+Candidate: TypeAlias = Credential | Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,7 @@ class Keychain:
             tuple(reason for part in parts for reason in part.skipped),
         )
 
-    def candidates(self, ref: Reference) -> tuple[Credential, ...]:
+    def candidates(self, ref: Reference) -> tuple[Candidate, ...]:
         """Every credential to try for `ref`, in the kubelet's order; empty means anonymously.
 
         More specific keys come first, entries of one key in the order of their configs.
@@ -127,12 +144,12 @@ class Keychain:
         return tuple(each for key in matching for each in self._index.credentials.get(key, ()))
 
 
-def fingerprint(key: bytes, credentials: Sequence[Credential]) -> str:
-    """A name for these credentials in this order, which says nothing about them without `key`."""
-    if not credentials:
+def fingerprint(key: bytes, candidates: Sequence[Candidate]) -> str:
+    """A name for these candidates in this order, which says nothing about them without `key`."""
+    if not candidates:
         return ANONYMOUS
-    identity = json.dumps([[each.username, each.password] for each in credentials])
-    return hmac.digest(key, identity.encode(), "sha256").hex()
+    named = json.dumps([[type(each).__name__, *astuple(each)] for each in candidates])
+    return hmac.digest(key, named.encode(), "sha256").hex()
 
 
 def _is_pattern(key: str) -> bool:

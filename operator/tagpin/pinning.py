@@ -48,10 +48,11 @@ class Resolver(Protocol):
     """Turns a tag into a digest."""
 
     async def resolve(
-        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+        self, ref: Reference, keychain: Keychain, *, namespace: str, max_age: float, within: float
     ) -> Resolution:
         """Say in `within` seconds which digest `ref` names, from an answer `max_age` old at most.
 
+        `namespace` is whose question it is: what one may ask at a time is limited.
         Raises Unresolvable. While the registry is down, or too slow, the last known digest may
         come back, with source `stale`.
         """
@@ -85,6 +86,7 @@ class PullSecrets(Protocol):
 class _Case:
     """What there is to go by in settling the images of one pod."""
 
+    namespace: str
     claims: Mapping[str, Pin | Failure]
     """What the pod says of its images itself, by name."""
     page: Page
@@ -149,7 +151,7 @@ class Pinner:
         if unsettled:
             access = await self._read_pull_secrets(admission, deadline)
         answers, faults = await self._settle_all(
-            unsettled, _Case(claims, page, access, arrived, deadline)
+            unsettled, _Case(admission.namespace, claims, page, access, arrived, deadline)
         )
         settled |= answers
         if _will_run(admission, settled):
@@ -271,6 +273,7 @@ class Pinner:
                 # Some time must be left to record the answer.
                 ref,
                 case.access.keychain,
+                namespace=case.namespace,
                 max_age=max_age,
                 within=deadline.remaining(0.85 if page.is_of_a_revision else 1.0),
             )

@@ -22,7 +22,7 @@ from cluster.authority import Authority
 from cluster.programs import LOOPBACK, CraneRegistry, Distribution, Registry, TokenAuth, free_ports
 from cluster.requirement import require_programs
 from fakes.registry import FakeRegistry
-from tagpin.registry.client import RegistrySettings
+from tagpin.registry.places import RegistrySettings
 
 ALICE = ("alice", "pa55word")
 

@@ -49,7 +49,7 @@ async def resolve(
     given = logins or ([backend.login] if backend.login else [])
     keychain = Keychain(tuple((backend.host, Credential(*login)) for login in given))
     return await resolver.resolve(
-        Reference.parse(f"{backend.host}/{name}"), keychain, max_age=0, within=10
+        Reference.parse(f"{backend.host}/{name}"), keychain, namespace="team", max_age=0, within=10
     )
 
 
@@ -128,7 +128,7 @@ async def test_nobody(resolver: RegistryResolver, backend: Backend, made: FakeRe
     await backend.push(made, "demo/app", "v1", made.push_image("demo/app", "v1"))
     ref = Reference.parse(f"{backend.host}/demo/app:v1")
     with pytest.raises(Unresolvable) as caught:
-        await resolver.resolve(ref, Keychain(), max_age=0, within=10)
+        await resolver.resolve(ref, Keychain(), namespace="team", max_age=0, within=10)
     assert caught.value.reason is Reason.UNAUTHORIZED
 
 

@@ -49,7 +49,7 @@ class FakeResolver:
     _known: dict[tuple[str, Keychain], Resolution] = field(default_factory=dict)
 
     async def resolve(
-        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+        self, ref: Reference, keychain: Keychain, *, namespace: str, max_age: float, within: float
     ) -> Resolution:
         self.asked.append(ref.text)
         self.max_ages.append(max_age)

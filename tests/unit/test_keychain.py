@@ -32,7 +32,8 @@ def keychain(*keys: str) -> Keychain:
 
 
 def users(keys: Keychain, image: str) -> list[str]:
-    return [each.username for each in keys.candidates(Reference.parse(image))]
+    candidates = keys.candidates(Reference.parse(image))
+    return [each.username for each in candidates if isinstance(each, Credential)]
 
 
 # keyring_test.go: TestURLsMatch, and the rows of the same file for whole keyrings

@@ -15,7 +15,7 @@ from tagpin import __version__
 from tagpin.cache import Use
 from tagpin.cluster.ledger import Write
 from tagpin.pins import Failure
-from tagpin.registry.client import Exchange
+from tagpin.registry.transport import Exchange
 from tagpin.verdict import Admission, Verdict
 
 KNOWN = (

@@ -28,8 +28,9 @@ from tagpin.cluster.tls import CertificateKeeper
 from tagpin.errors import ConfigurationError
 from tagpin.pinning import Pinner
 from tagpin.policy import Rules
-from tagpin.registry.client import RegistryClient, RegistrySettings
+from tagpin.registry.client import RegistryClient
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
+from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 from tagpin.revision import Kind, Proof, kinds
 from tagpin.settings import Registry, Settings, WorkloadKind

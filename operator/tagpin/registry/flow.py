@@ -1,8 +1,9 @@
 """Conversations with a registry, without I/O: which requests, and what their answers mean.
 
 A flow is a generator. It yields a Request and is sent its Response; it yields a Login and is sent
-a bearer token (the driver keeps tokens, and gets a new one by running `fetch_token`). It returns
-its result or raises Failure, and whatever the driver cannot do it throws in as a Failure too.
+a bearer token (the driver keeps tokens, and gets a new one by running `fetch_token`); it yields an
+Obtain and is sent a Credential. It returns its result or raises Failure, and whatever the driver
+cannot do it throws in as a Failure too.
 
 (opencontainers/distribution-spec: Pulling manifests; distribution/distribution: token
 authentication; what real registries do instead is said where it matters)
@@ -22,7 +23,7 @@ import orjson
 from yarl import URL
 
 from tagpin.errors import InvalidReference, Reason
-from tagpin.keychain import Credential
+from tagpin.keychain import Candidate, Credential, Identity
 from tagpin.reference import Digest, Reference
 from tagpin.registry.challenge import Challenge, MalformedChallenge, parse_challenges, preferred
 
@@ -120,6 +121,7 @@ class Request:
     headers: Mapping[str, str] = field(repr=False)
     max_body: int
     derived: bool = False
+    body: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,14 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
+class Obtain:
+    """The credential that an identity has now is wanted."""
+
+    registry: Registry
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A bearer token, and for how many seconds after asking for it it may be used."""
 
@@ -161,11 +171,11 @@ class Token:
     lifetime: float
 
 
-Flow: TypeAlias = Generator[Request | Login, Any, T]
+Flow: TypeAlias = Generator[Request | Login | Obtain, Any, T]
 
 
 def resolve_tag(
-    registry: Registry, ref: Reference, candidates: Sequence[Credential]
+    registry: Registry, ref: Reference, candidates: Sequence[Candidate]
 ) -> Flow[Digest]:
     """Ask which digest the tag of `ref` names, identifying ourselves only if asked to.
 
@@ -174,8 +184,8 @@ def resolve_tag(
     """
     challenge = None
     denials: list[Failure] = []
-    for credential in candidates or (None,):
-        attempt = _Attempt(registry, ref, credential, challenge)
+    for candidate in candidates or (None,):
+        attempt = _Attempt(registry, ref, candidate, challenge)
         try:
             return (yield from attempt.digest())
         except Failure as failure:
@@ -211,13 +221,13 @@ class _Attempt:
         self,
         registry: Registry,
         ref: Reference,
-        credential: Credential | None,
+        candidate: Candidate | None,
         challenge: Challenge | None,
     ) -> None:
         self.challenge = challenge
         self._registry = registry
         self._ref = ref
-        self._credential = credential
+        self._candidate = candidate
         self._url = registry.origin.joinpath("v2", ref.path, "manifests", ref.effective_tag)
         self._authorization: str | None = None
         self._token: str | None = None
@@ -292,7 +302,7 @@ class _Attempt:
         if not challenges and self._token is not None:  # to the token; ask for another one
             return self.challenge
         if not challenges:
-            may = self._credential is not None and self._registry.origin.scheme == "https"
+            may = self._candidate is not None and self._registry.origin.scheme == "https"
             return Challenge("basic") if may else None
         chosen = preferred(challenges)
         if chosen is None:
@@ -305,26 +315,35 @@ class _Attempt:
             return False
         self._authentications += 1
         if self.challenge.scheme == "basic":
-            if self._credential is None or self._authorization is not None:
+            if self._candidate is None or self._authorization is not None:
                 return False
             self._check_secrecy(self._registry.origin)
-            self._authorization = _basic(self._credential)
+            self._authorization = _basic((yield from self._credential(self._candidate)))
             return True
         realm = _realm(self.challenge, self._registry)
-        if self._credential is not None:
+        credential = None
+        if self._candidate is not None:
             self._check_secrecy(realm)
+            credential = yield from self._credential(self._candidate)
         token: str = yield Login(
             registry=self._registry,
             realm=realm,
             service=self.challenge.parameters.get("service"),
             scope=f"repository:{self._ref.path}:pull",  # ours, whatever the challenge wants
-            credential=self._credential,
+            credential=credential,
             refused=self._token,
         )
         if token == self._token:
             return False
         self._token, self._authorization = token, f"Bearer {token}"
         return True
+
+    def _credential(self, candidate: Candidate) -> Flow[Credential]:
+        """The candidate's credential, which is obtained when somebody asks for it."""
+        if isinstance(candidate, Identity):
+            obtained: Credential = yield Obtain(self._registry, candidate)
+            return obtained
+        return candidate
 
     def _check_secrecy(self, url: URL) -> None:
         if url.scheme != "https" and not self._registry.credentials_over_http:

@@ -11,7 +11,7 @@ from functools import partial
 
 from tagpin.cache import Answer, Cache, Use
 from tagpin.errors import Reason, Unresolvable
-from tagpin.keychain import Credential, Keychain, fingerprint
+from tagpin.keychain import Candidate, Keychain, fingerprint
 from tagpin.pinning import Resolution
 from tagpin.pins import Source
 from tagpin.reference import Digest, Reference, shortened
@@ -98,7 +98,13 @@ class RegistryResolver:
         )
 
     async def resolve(
-        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+        self,
+        ref: Reference,
+        keychain: Keychain,
+        *,
+        namespace: str,  # noqa: ARG002 - to be limited by
+        max_age: float,
+        within: float,
     ) -> Resolution:
         """Say which digest the tag of `ref` names, from an answer at most `max_age` seconds old.
 
@@ -143,7 +149,7 @@ class RegistryResolver:
         """Cancel the questions in flight."""
         await self._cache.aclose()
 
-    def _key(self, ref: Reference, candidates: tuple[Credential, ...]) -> _Key:
+    def _key(self, ref: Reference, candidates: tuple[Candidate, ...]) -> _Key:
         try:
             registry = self._client.registry(ref.domain)
         except ValueError:
@@ -154,7 +160,7 @@ class RegistryResolver:
         return _Key(registry, ref.path, ref.effective_tag, identity)
 
     async def _load(
-        self, registry: Registry, ref: Reference, candidates: tuple[Credential, ...]
+        self, registry: Registry, ref: Reference, candidates: tuple[Candidate, ...]
     ) -> _Known:
         asked_at = self._now()
         flow = resolve_tag(registry, ref, candidates)

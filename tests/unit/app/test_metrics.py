@@ -12,7 +12,7 @@ from tagpin.errors import Reason
 from tagpin.pins import Failure, Pin, Source
 from tagpin.policy import Mode
 from tagpin.reference import Digest
-from tagpin.registry.client import Exchange
+from tagpin.registry.transport import Exchange
 from tagpin.revision import Revision
 from tagpin.verdict import Admission, Result, Standing, Verdict
 from tagpin.workload import Owner

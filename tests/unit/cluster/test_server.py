@@ -45,7 +45,7 @@ class OneDigest:
     """A Resolver that knows one digest, and no tag called `missing` or `broken`."""
 
     async def resolve(
-        self, ref: Reference, keychain: Keychain, *, max_age: float, within: float
+        self, ref: Reference, keychain: Keychain, *, namespace: str, max_age: float, within: float
     ) -> Resolution:
         match ref.tag:
             case "missing":

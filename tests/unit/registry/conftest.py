@@ -16,9 +16,10 @@ from tagpin.errors import Unresolvable
 from tagpin.keychain import Credential, Keychain
 from tagpin.pinning import Resolution
 from tagpin.reference import Reference
-from tagpin.registry.client import Exchange, RegistryClient
+from tagpin.registry.client import RegistryClient
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
 from tagpin.registry.resolver import RegistryResolver
+from tagpin.registry.transport import Exchange
 
 LOOPBACK = ip_network("127.0.0.0/8")
 RULES = AddressRules(
@@ -102,11 +103,14 @@ async def settle(
     *logins: tuple[str, str],
     max_age: float = 60,
     within: float = 20,
+    namespace: str = "team",
 ) -> Resolution | Unresolvable:
     ref = Reference.parse(image)
     keychain = Keychain(tuple((ref.domain, Credential(*login)) for login in logins))
     try:
-        return await resolver.resolve(ref, keychain, max_age=max_age, within=within)
+        return await resolver.resolve(
+            ref, keychain, namespace=namespace, max_age=max_age, within=within
+        )
     except Unresolvable as error:
         return error
 

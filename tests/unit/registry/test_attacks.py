@@ -15,7 +15,7 @@ from fakes.registry import (
 )
 from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
-from tagpin.registry.client import RegistrySettings
+from tagpin.registry.places import RegistrySettings
 
 from .conftest import Net, settle
 

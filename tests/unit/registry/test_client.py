@@ -20,7 +20,8 @@ from fakes.registry import (
 )
 from tagpin.errors import ConfigurationError, Reason, Unresolvable
 from tagpin.pinning import Resolution
-from tagpin.registry.client import RegistryClient, RegistrySettings
+from tagpin.registry.client import RegistryClient
+from tagpin.registry.places import RegistrySettings
 
 from .conftest import ADDRESSES, Net, settle
 

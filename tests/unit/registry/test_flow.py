@@ -18,6 +18,7 @@ from tagpin.registry.flow import (
     Failure,
     Flow,
     Login,
+    Obtain,
     Registry,
     Request,
     Response,
@@ -26,7 +27,7 @@ from tagpin.registry.flow import (
 )
 
 T = TypeVar("T")
-Step = Request | Login
+Step = Request | Login | Obtain
 Reply = Response | str | Failure
 
 APP = Reference.parse("r.example/acme/app:v1")

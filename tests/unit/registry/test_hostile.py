@@ -91,7 +91,7 @@ async def settles(resolver: RegistryResolver, image: str, entry: dict[str, Any])
     try:
         ref = Reference.parse(image)
         keychain = Keychain.from_docker_config(json.dumps({"auths": {ref.domain: entry}}))
-        outcome = await resolver.resolve(ref, keychain, max_age=0, within=5)
+        outcome = await resolver.resolve(ref, keychain, namespace="team", max_age=0, within=5)
     except (Unresolvable, InvalidDockerConfig) as error:
         str(error).encode()
     else:

@@ -8,7 +8,9 @@ import aiohttp
 import pytest
 import uvloop
 
-from tagpin.registry.client import RegistryClient
+from tagpin.registry.guard import DEFAULT_RULES
+from tagpin.registry.places import Places
+from tagpin.registry.transport import Transport
 
 EVERY_LOOP = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
@@ -35,13 +37,13 @@ class NameServer(asyncio.DatagramProtocol):
         self.transport.sendto(data[:2] + b"\x81\x80" + counts + question + answer, address)
 
 
-async def addresses(client: RegistryClient, name: str) -> list[str]:
+async def addresses(client: Transport, name: str) -> list[str]:
     names = client._names
     assert names is not None
     return [each["host"] for each in await names.resolve(name, 443, socket.AF_UNSPEC)]
 
 
-async def use_server(client: RegistryClient) -> NameServer:
+async def use_server(client: Transport) -> NameServer:
     loop = asyncio.get_running_loop()
     _, server = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
     assert isinstance(client._names, aiohttp.AsyncResolver)
@@ -52,7 +54,7 @@ async def use_server(client: RegistryClient) -> NameServer:
 @EVERY_LOOP
 def test_names_without_an_answer_keep_no_other_name_waiting(new_loop: NewLoop) -> None:
     async def look_up() -> None:
-        async with RegistryClient() as client:
+        async with Transport(Places(()), rules=DEFAULT_RULES) as client:
             server = await use_server(client)
             silent = [
                 asyncio.create_task(addresses(client, f"silent-{number}.test"))
@@ -74,7 +76,7 @@ def test_names_without_an_answer_keep_no_other_name_waiting(new_loop: NewLoop) -
 @EVERY_LOOP
 def test_a_client_can_be_closed_while_a_name_is_looked_up(new_loop: NewLoop) -> None:
     async def look_up() -> None:
-        async with RegistryClient() as client:
+        async with Transport(Places(()), rules=DEFAULT_RULES) as client:
             server = await use_server(client)
             pending = asyncio.create_task(addresses(client, "silent.test"))
             await asyncio.sleep(0.05)
@@ -93,7 +95,7 @@ def test_a_client_can_be_closed_while_a_name_is_looked_up(new_loop: NewLoop) -> 
 )
 def test_what_needs_no_name_server_is_known(new_loop: NewLoop, name: str, expected: str) -> None:
     async def look_up() -> list[str]:
-        async with RegistryClient() as client:
+        async with Transport(Places(()), rules=DEFAULT_RULES) as client:
             return await addresses(client, name)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:

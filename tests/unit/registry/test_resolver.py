@@ -12,7 +12,7 @@ from tagpin.keychain import Credential, Keychain
 from tagpin.pinning import Resolution
 from tagpin.pins import Source
 from tagpin.reference import Digest, Reference
-from tagpin.registry.client import RegistrySettings
+from tagpin.registry.places import RegistrySettings
 
 from .conftest import Net, settle
 

@@ -18,8 +18,9 @@ from tagpin.errors import ConfigurationError, Unresolvable
 from tagpin.keychain import InvalidDockerConfig, Keychain
 from tagpin.pins import Failure, Pin, Source
 from tagpin.reference import Reference
-from tagpin.registry.client import RegistryClient, RegistrySettings
+from tagpin.registry.client import RegistryClient
 from tagpin.registry.guard import AddressRules
+from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
 # Whoever types a command chooses the hosts, so these are listed registries: nobody to guard from.
@@ -78,7 +79,9 @@ async def _resolve(
         async def settle(image: str) -> Pin | Failure:
             try:
                 ref = Reference.parse(image)
-                answer = await resolver.resolve(ref, keychain, max_age=0, within=seconds)
+                answer = await resolver.resolve(
+                    ref, keychain, namespace="", max_age=0, within=seconds
+                )
             except Unresolvable as error:
                 return Failure(image, error.reason, str(error))
             when = None if answer.source is Source.GIVEN else answer.resolved_at
