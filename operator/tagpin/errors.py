@@ -6,6 +6,7 @@ TagpinError
 │   └── InvalidReference   whoever wrote the image must correct it
 ├── Unproven               a pod cannot speak for the revision that it names: it is its own
 ├── Unrecorded             the ledger does not take a pin; whoever runs it must act
+├── Unobtainable           an identity of tagpin's own has no credential now; its operator must act
 ├── BadReview              the caller of the webhook sent no admission review
 └── ClusterError           the Kubernetes API refused or did not answer
 """
@@ -86,6 +87,10 @@ class Unrecorded(TagpinError):
     def __init__(self, message: str, *, is_fault: bool = True) -> None:
         super().__init__(message)
         self.is_fault = is_fault
+
+
+class Unobtainable(TagpinError):
+    """An identity has no credential now; the message is for the log, and holds no secret."""
 
 
 class BadReview(TagpinError):

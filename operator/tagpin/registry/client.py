@@ -14,7 +14,7 @@ from typing import Protocol, Self, TypeVar
 from aiohttp.abc import AbstractResolver
 
 from tagpin.cache import Cache
-from tagpin.errors import Reason
+from tagpin.errors import Reason, Unobtainable
 from tagpin.keychain import Credential, Identity, fingerprint
 from tagpin.registry import guard
 from tagpin.registry.flow import (
@@ -44,10 +44,6 @@ class Identities(Protocol):
     async def obtain(self, identity: Identity) -> Credential:
         """The credential of an identity now; Unobtainable says why there is none."""
         ...
-
-
-class Unobtainable(Exception):
-    """An identity has no credential now; the text is for the log, and holds no secret."""
 
 
 class _NoIdentities:

@@ -1,0 +1,1 @@
+"""Credentials that tagpin has of its own: docker configs, credential programs, clouds."""
