@@ -103,13 +103,21 @@ class Registry:
     """A registry as a conversation knows it: its name in references, and where it answers.
 
     `listed` says that the operator configured it. Only then can `origin` be plain http, and
-    `credentials_over_http` true.
+    `credentials_over_http` true. A mirror may have its repositories behind a `prefix`, and want to
+    hear in `ns` whom it stands for (containerd: docs/hosts.md). Its tokens may come from another
+    host that is among `token_hosts`, hosts or globs; `strict` refuses any other one, and answers
+    that contradict themselves. Without `get_after_404` it is absent what a HEAD says is absent.
     """
 
     name: str
     origin: URL
     listed: bool = False
     credentials_over_http: bool = False
+    prefix: str = ""
+    ns: str = ""
+    token_hosts: tuple[str, ...] = ()
+    strict: bool = False
+    get_after_404: bool = True
 
 
 @dataclass(frozen=True, slots=True)
