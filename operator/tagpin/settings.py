@@ -23,14 +23,31 @@ _SERVICE_LINK = re.compile(
 _DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _DNS_NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
 
+CLOUDS = ("ecr", "google", "acr")
+"""Whose registries tagpin can log in to as its own service account."""
+
+_GLOB = re.compile(r"[*?]|\[[^\]:]*\]")
+"""What stands for one or more letters of a host: `*`, `?` and `[a-z]`, but not `[::1]`."""
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A place that has copies of a registry's repositories."""
+
+    endpoint: str
+    """Its URL, with the path that stands before a repository there."""
+    resolve: bool = False
+    """Trust it to say which digest a tag names; without that it is never asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
     """What the operator says of one registry, `host` or `host:port`.
 
-    A listed registry may lie in an address range that is refused otherwise.
+    A listed registry may lie in an address range that is refused otherwise. The host may be a
+    glob as in pull secrets, `*.corp.example`: then nothing that is refused otherwise is allowed.
     """
 
     host: str
@@ -40,6 +57,35 @@ class Registry:
     """Send pull secrets to it without TLS."""
     ca_file: str = ""
     """PEM file of certificate authorities that it is trusted by, besides the system's."""
+    mirrors: tuple[Mirror, ...] = field(default=())
+    """Places that are asked before it, in this order."""
+    proxy: str = ""
+    """The proxy that leads there, or `direct`; empty: as for all registries."""
+    requests_per_second: float = 0.0
+    """How many requests are sent to it at most; 0: as many as there are."""
+    connections: int = 32
+    """How many requests are under way at once."""
+    connect_timeout: float = 0.0
+    """Seconds for a connection to it; 0: as for all registries."""
+    timeout: float = 0.0
+    """Seconds for one question to it; 0: what the pod's budget leaves."""
+    token_hosts: tuple[str, ...] = ()
+    """Other hosts, or globs of them, that may issue its tokens."""
+    strict: bool = False
+    """Refuse what honest registries get wrong: tokens from a host that is not in the list, and
+    manifests that are not what their headers say."""
+    get_after_404: bool = True
+    """Ask by GET, which counts as a pull, where HEAD says that there is no such tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialProgram:
+    """A docker credential helper that stands ready in tagpin's image."""
+
+    host: str
+    """The registry that it has credentials for, or a glob of them."""
+    path: str
+    """Where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +160,34 @@ class Settings:
     """How many tags are remembered."""
     exempt: tuple[str, ...] = ()
     """Repositories, and prefixes that end with a slash, whose images are left as written."""
+    allowed_registries: tuple[str, ...] = ()
+    """The only registries, or globs of them, that are asked; empty: all but the denied ones."""
+    denied_registries: tuple[str, ...] = ()
+    """Registries, or globs of them, that are never asked."""
     blocked_networks: tuple[str, ...] = ()
     """Address ranges (CIDR) that no registry may be reached at, besides the built-in ones."""
+    allowed_networks: tuple[str, ...] = ()
+    """Address ranges (CIDR) that may be reached though they are among the blocked ones."""
+    block_private: bool = False
+    """Reach private addresses only where they are in allowed_networks or listed."""
+    pod_addresses: tuple[str, ...] = ()
+    """The addresses of tagpin's own pod, which are no registry's."""
+    https_proxy: str = ""
+    """The proxy to registries; empty: what the environment says (HTTPS_PROXY)."""
+    http_proxy: str = ""
+    """The proxy to registries that speak plain HTTP; empty: as the environment says."""
+    no_proxy: str = ""
+    """Hosts, domains and ranges reached without a proxy; empty: as the environment says."""
+    lookups_per_namespace: int = 64
+    """How many questions of one namespace are under way at once."""
+    credentials_file: str = "/var/run/tagpin/credentials/.dockerconfigjson"
+    """A docker config of tagpin's own, for listed registries; there need not be one."""
+    credentials_namespaces: tuple[str, ...] = ()
+    """The namespaces, or globs of them, that tagpin's own credentials serve; empty: all."""
+    credential_programs: tuple[CredentialProgram, ...] = field(default=())
+    """Programs that have credentials of tagpin's own."""
+    cloud_identities: tuple[str, ...] = ()
+    """The clouds whose registries tagpin logs in to as its own service account."""
     registries: tuple[Registry, ...] = field(default=())
     """What there is to say about single registries."""
 
@@ -137,7 +209,7 @@ class Settings:
         known = {
             ENVIRONMENT_PREFIX + item.name.upper(): item.name
             for item in dataclasses.fields(cls)
-            if item.name not in ("registries", "workload_kinds")
+            if item.name not in ("registries", "workload_kinds", "credential_programs")
         }
         keys: dict[str, str] = {}
         for name, value in environment.items():
@@ -263,32 +335,49 @@ def _names(value: object, where: str) -> tuple[str, ...]:
 
 def _host(value: object, where: str) -> str:
     host = _text(value, where)
+    plain = _GLOB.sub("x", host)
     try:
-        ref = Reference.parse(f"{host}/repository")
+        ref = Reference.parse(f"{plain}/repository")
     except InvalidReference:
         raise ValueError("no host or host:port") from None
-    if ref.domain != host:
+    if ref.domain != plain:
         raise ValueError("no host as references begin with, such as docker.io or registry:5000")
     return host
 
 
-def _registries(value: object, where: str) -> tuple[Registry, ...]:
-    if not isinstance(value, list):
-        raise ValueError("no list")  # noqa: TRY004 all bad values are one error
-    return tuple(_record(Registry, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+def _rate(value: object, _where: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(value)) or isinstance(value, bool):
+        raise ValueError("no number of requests, such as 10 or 0.5")
+    return float(str(value))
+
+
+def _clouds(value: object, where: str) -> tuple[str, ...]:
+    clouds = _texts(value, where)
+    if unknown := set(clouds) - set(CLOUDS):
+        raise ValueError(f"no list of {', '.join(CLOUDS)}: {min(unknown)!r}")
+    return clouds
+
+
+def _hosts(value: object, where: str) -> tuple[str, ...]:
+    return tuple(_host(each, where) for each in _texts(value, where))
+
+
+def _records(cls: type[Any]) -> Callable[[object, str], tuple[Any, ...]]:
+    def read(value: object, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise ValueError("no list")  # noqa: TRY004 all bad values are one error
+        return tuple(_record(cls, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+    return read
 
 
 def _workload_kinds(value: object, where: str) -> tuple[WorkloadKind, ...]:
-    if not isinstance(value, list):
-        raise ValueError("no list")  # noqa: TRY004 all bad values are one error
-    return tuple(_workload_kind(entry, f"{where}[{i}]") for i, entry in enumerate(value))
-
-
-def _workload_kind(entry: object, where: str) -> WorkloadKind:
-    kind: WorkloadKind = _record(WorkloadKind, entry, where)
-    if (kind.api_version, kind.kind) in kinds():
-        raise ConfigurationError(f"{where}: {kind.kind} of {kind.api_version} is always recorded")
-    return kind
+    found: tuple[WorkloadKind, ...] = _records(WorkloadKind)(value, where)
+    for i, kind in enumerate(found):
+        if (kind.api_version, kind.kind) in kinds():
+            always = f"{kind.kind} of {kind.api_version} is always recorded"
+            raise ConfigurationError(f"{where}[{i}]: {always}")
+    return found
 
 
 def _matching(pattern: str, no: str) -> Callable[[object, str], str]:
@@ -316,7 +405,9 @@ _BY_TYPE: dict[Any, Callable[[object, str], object]] = {
     int: _number,
     float: _seconds,
     tuple[str, ...]: _texts,
-    tuple[Registry, ...]: _registries,
+    tuple[Registry, ...]: _records(Registry),
+    tuple[Mirror, ...]: _records(Mirror),
+    tuple[CredentialProgram, ...]: _records(CredentialProgram),
     tuple[WorkloadKind, ...]: _workload_kinds,
 }
 _READERS: dict[str, Callable[[object, str], object]] = {
@@ -325,7 +416,15 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "kind": _matching(r"[A-Z][A-Za-z0-9]*", "no kind, such as CloneSet"),
     "plural": _matching(r"[a-z][a-z0-9-]*", "no plural of a kind, such as clonesets"),
     "hash_label": _matching(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?|", "no label"),
+    "path": _matching(r"/\S+", "no absolute path"),
+    "allowed_registries": _hosts,
+    "denied_registries": _hosts,
+    "token_hosts": _hosts,
+    "requests_per_second": _rate,
+    "cloud_identities": _clouds,
     "blocked_networks": _networks,
+    "allowed_networks": _networks,
+    "pod_addresses": _networks,
     "certificate_names": _names,
     "webhook_port": _port,
     "health_port": _port,

@@ -9,7 +9,7 @@ import pytest
 
 from tagpin.errors import Reason
 from tagpin.pins import Source
-from tagpin.settings import Registry, Settings, WorkloadKind
+from tagpin.settings import CredentialProgram, Mirror, Registry, Settings, WorkloadKind
 from tagpin.verdict import Result
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def defaults() -> dict[str, str]:
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = {}
     for key, text in defaults().items():
-        documented[key] = {"all": "", "[]": ()}.get(text, text)
+        documented[key] = {"all": "", "from the environment": "", "[]": ()}.get(text, text)
     # Reading the documented text must give the default.
     settings = Settings.from_mapping(
         {key: list(value) if value == () else value for key, value in documented.items()}
@@ -43,9 +43,14 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "item", [item.name for kind in (Registry, WorkloadKind) for item in dataclasses.fields(kind)]
+    "item",
+    [
+        item.name
+        for kind in (Registry, Mirror, CredentialProgram, WorkloadKind)
+        for item in dataclasses.fields(kind)
+    ],
 )
-def test_every_key_of_a_registry_and_of_a_workload_kind_is_shown(item: str) -> None:
+def test_every_key_of_a_record_is_shown(item: str) -> None:
     assert f"{camel_case(item)}:" in CONFIGURATION
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tagpin.errors import ConfigurationError
 from tagpin.revision import CONTROLLER_MANAGER
-from tagpin.settings import Registry, Settings, WorkloadKind
+from tagpin.settings import CredentialProgram, Mirror, Registry, Settings, WorkloadKind
 
 
 def setting(key: str, value: Any) -> Any:
@@ -75,6 +75,18 @@ def test_settings_do_not_change() -> None:
         ("exempt", "", ()),
         ("blockedNetworks", ["10.0.0.0/8"], ("10.0.0.0/8",)),
         ("certificateNames", "a.test,10.0.0.1", ("a.test", "10.0.0.1")),
+        ("allowedRegistries", "docker.io, *.corp.example", ("docker.io", "*.corp.example")),
+        (
+            "deniedRegistries",
+            ["r[0-9].test:5000", "[::1]:5000"],
+            ("r[0-9].test:5000", "[::1]:5000"),
+        ),
+        ("allowedNetworks", "10.0.0.0/8", ("10.0.0.0/8",)),
+        ("blockPrivate", "true", True),
+        ("podAddresses", "10.1.2.3,fd00::1", ("10.1.2.3", "fd00::1")),
+        ("lookupsPerNamespace", "8", 8),
+        ("cloudIdentities", "ecr,acr", ("ecr", "acr")),
+        ("credentialPrograms", [], ()),
         ("registries", [], ()),
     ],
 )
@@ -128,6 +140,10 @@ def test_a_good_value_is_read(key: str, value: Any, expected: Any) -> None:
         ("certificateNames", ["m\u00fcnchen.test"], "no list of names and addresses"),
         ("certificateNames", [""], "no list of names and addresses"),
         ("certificateNames", ["*.test"], "no list of names and addresses"),
+        ("allowedRegistries", ["https://a.test"], "no host"),
+        ("deniedRegistries", ["registry"], "no host as references begin with"),
+        ("podAddresses", "me", "no list of networks"),
+        ("cloudIdentities", ["ecr", "aws"], "no list of ecr, google, acr: 'aws'"),
         ("cacheTTL", "1d", "no duration"),
         ("recordTTL", None, "no duration"),
         ("recordTTL", -1, "no duration"),
@@ -214,13 +230,27 @@ def test_a_registry_entry_says_how_to_reach_it() -> None:
         ({"host": "a.test/team"}, "registries[1].host: 'a.test/team' is no host"),
         ({"host": "index.docker.io"}, "registries[1].host: 'index.docker.io' is no host"),
         ({"host": "registry"}, "registries[1].host: 'registry' is no host"),
-        ({"host": "*.test"}, "registries[1].host: '*.test' is no host"),
+        ({"host": "*"}, "registries[1].host: '*' is no host"),
+        ({"host": "*.b.test/team"}, "registries[1].host: '*.b.test/team' is no host"),
         ({"host": ""}, "registries[1].host: '' is no host"),
         ({"host": 5}, "registries[1].host: 5 is no text"),
         ({"host": "b.test", "http": "yes"}, "registries[1].http: 'yes' is neither true nor false"),
         ({"host": "b.test", "http": 1}, "registries[1].http: 1 is neither true nor false"),
         ({"host": "b.test", "https": True}, "registries[1].https: unknown key; the nearest"),
         ({"host": "b.test", "caFile": 1}, "registries[1].caFile: 1 is no text"),
+        ({"host": "b.test", "requestsPerSecond": -1}, "registries[1].requestsPerSecond: -1 is no"),
+        (
+            {"host": "b.test", "requestsPerSecond": "many"},
+            "registries[1].requestsPerSecond: 'many'",
+        ),
+        ({"host": "b.test", "connections": 0}, "registries[1].connections: 0 is no number from 1"),
+        ({"host": "b.test", "timeout": "soon"}, "registries[1].timeout: 'soon' is no duration"),
+        ({"host": "b.test", "tokenHosts": ["/"]}, "registries[1].tokenHosts: ['/'] is no host"),
+        ({"host": "b.test", "mirrors": "m.test"}, "registries[1].mirrors: 'm.test' is no list"),
+        (
+            {"host": "b.test", "mirrors": [{"endpoint": "https://m.test"}, {"resolve": True}]},
+            "registries[1].mirrors[1]: the key endpoint is missing",
+        ),
         ({"http": True}, "registries[1]: the key host is missing"),
         ({}, "registries[1]: the key host is missing"),
         ("b.test", "registries[1]: expected keys and values"),
@@ -232,6 +262,42 @@ def test_a_bad_registry_entry_is_named_with_its_place(entry: Any, message: str) 
         Settings.from_mapping({"registries": [{"host": "a.test"}, entry]})
 
     assert str(error.value).startswith(message)
+
+
+def test_what_is_said_of_a_registry_is_read() -> None:
+    entry = {
+        "host": "*.corp.example",
+        "mirrors": [{"endpoint": "https://m.test/hub", "resolve": True}],
+        "requestsPerSecond": 2.5,
+        "timeout": "2s",
+        "tokenHosts": "sso.corp.example",
+        "getAfter404": False,
+    }
+    (registry,) = Settings.from_mapping({"registries": [entry]}).registries
+
+    assert registry == Registry(
+        "*.corp.example",
+        mirrors=(Mirror("https://m.test/hub", resolve=True),),
+        requests_per_second=2.5,
+        timeout=2.0,
+        token_hosts=("sso.corp.example",),
+        get_after_404=False,
+    )
+
+
+def test_a_mirror_is_asked_only_if_it_is_marked() -> None:
+    assert not Mirror("https://m.test").resolve
+
+
+def test_a_credential_program_is_named_by_its_absolute_path() -> None:
+    program = {"host": "*.azurecr.io", "path": "/usr/bin/docker-credential-acr"}
+    settings = Settings.from_mapping({"credentialPrograms": [program]})
+    assert settings.credential_programs == (CredentialProgram(**program),)
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({"credentialPrograms": [program | {"path": "docker-credential-acr"}]})
+    assert str(error.value).startswith(
+        "credentialPrograms[0].path: 'docker-credential-acr' is no abs"
+    )
 
 
 CLONE_SET = {
@@ -367,13 +433,13 @@ def test_the_environment_sets_what_the_file_can() -> None:
 
 
 def test_every_setting_but_lists_of_records_has_a_variable() -> None:
-    lists = {"registries", "workload_kinds"}
+    lists = {"registries", "workload_kinds", "credential_programs"}
     names = {field.name for field in dataclasses.fields(Settings)} - lists
 
     keys = Settings.from_environment({f"TAGPIN_{name.upper()}": "" for name in names})
 
     assert len(keys) == len(names)
-    assert not {"registries", "workloadKinds"} & set(keys)
+    assert not {"registries", "workloadKinds", "credentialPrograms"} & set(keys)
 
 
 SERVICE_LINKS = {
