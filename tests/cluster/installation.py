@@ -186,7 +186,11 @@ class Replica:
 
     def _environment(self) -> dict[str, str]:
         """The container's own, and what depends on the machine."""
-        fields = {"metadata.namespace": SYSTEM, "metadata.name": self._pod}
+        fields = {
+            "metadata.namespace": SYSTEM,
+            "metadata.name": self._pod,
+            "status.podIPs": LOOPBACK,
+        }
         environment = {
             entry["name"]: entry.get("value") or fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
             for entry in self._container["env"]
@@ -199,6 +203,7 @@ class Replica:
             "TAGPIN_HEALTH_PORT": str(self.health_port),
             "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
             "TAGPIN_CERTIFICATE_DIRECTORY": str(self._folder / "tls"),
+            "TAGPIN_CREDENTIALS_FILE": str(self._folder / "credentials" / ".dockerconfigjson"),
             # As long as it takes a Service to notice, if there is one.
             "TAGPIN_DRAIN": f"{5 * PERIOD}s" if self._service else "100ms",
             "PATH": os.environ["PATH"],

@@ -374,14 +374,26 @@ def test_a_replica_starts_without_a_certificate_and_reads_one_as_its_group() -> 
 
 
 def test_nothing_is_mounted_that_could_be_written_to() -> None:
-    assert {each["name"] for each in POD["volumes"]} == {"config", "tls"}
+    assert {each["name"] for each in POD["volumes"]} == {"config", "tls", "credentials"}
+
+
+def test_a_replica_finds_credentials_of_its_own_where_there_are_some() -> None:
+    secret = {"secretName": "tagpin-credentials", "optional": True, "defaultMode": 0o440}
+    assert volume("credentials") == {"secret": secret}
+    folder, _, name = Settings().credentials_file.rpartition("/")
+    assert mount("credentials") == {"mountPath": folder, "readOnly": True}
+    assert name == ".dockerconfigjson"  # the key of a Secret of type kubernetes.io/dockerconfigjson
 
 
 @pytest.mark.parametrize(
     ("variable", "field"),
-    [("TAGPIN_NAMESPACE", "metadata.namespace"), ("TAGPIN_POD_NAME", "metadata.name")],
+    [
+        ("TAGPIN_NAMESPACE", "metadata.namespace"),
+        ("TAGPIN_POD_NAME", "metadata.name"),
+        ("TAGPIN_POD_ADDRESSES", "status.podIPs"),
+    ],
 )
-def test_a_replica_knows_its_name(variable: str, field: str) -> None:
+def test_a_replica_knows_its_name_and_addresses(variable: str, field: str) -> None:
     (found,) = [each for each in CONTAINER["env"] if each["name"] == variable]
     assert found["valueFrom"] == {"fieldRef": {"fieldPath": field}}
 
