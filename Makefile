@@ -21,7 +21,8 @@ $(PACKAGES): requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "tagpin needs Python 3.11 or newer; install it, or say: make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "==> a virtual environment in $(VENV), from requirements/dev.txt"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@# The lock names all of them; what they say of each other, uv has weighed: [tool.uv].
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
 $(READY): $(PACKAGES) pyproject.toml
