@@ -18,7 +18,7 @@ from tagpin import __version__
 from tagpin.errors import ConfigurationError, Reason
 from tagpin.registry import guard
 from tagpin.registry.flow import Failure, Registry, Request, Response
-from tagpin.registry.places import Places, RegistrySettings, place
+from tagpin.registry.places import Places, RegistrySettings
 
 MAX_HEADER_FIELD = 8190
 MAX_OTHER_BODY = 64 * 1024
@@ -108,8 +108,8 @@ class Transport:
         self._rules = rules
         self._tls = _tls_context("all registries", ca)
         self._own_tls = {
-            where: _tls_context(each.host, ca, each.ca)
-            for where, each in places
+            each.host: _tls_context(each.host, ca, each.ca)
+            for each in places
             if each.ca is not None
         }
         self._names = names
@@ -152,7 +152,8 @@ class Transport:
         """The answer to one request; raises Failure, TransientFailure where it may pass."""
         trusted = self.trusted(request.url, visit, derived=request.derived)
         session = self._route(request, visit, trusted)
-        tls = self._own_tls.get(place(request.url), self._tls)
+        settings = self._places.settings(request.url)
+        tls = self._own_tls.get(settings.host, self._tls) if settings else self._tls
         trace = guard.Trace.begin()
         started = self._clock()
         code = "cancelled"
@@ -177,7 +178,7 @@ class Transport:
 
     def trusted(self, url: URL, visit: Visit, *, derived: bool) -> RegistrySettings | None:
         """The operator's word about a place; a stranger's registry cannot call on it."""
-        return self._places.listed(url) if visit.registry.listed or not derived else None
+        return self._places.settings(url) if visit.registry.listed or not derived else None
 
     def _route(
         self, request: Request, visit: Visit, trusted: RegistrySettings | None
@@ -188,7 +189,7 @@ class Transport:
         url = request.url
         if url.scheme != "https" and (trusted is None or not trusted.http):
             raise Failure(Reason.BAD_ANSWER, f"{url.host} is not listed for plain http")
-        if trusted is not None:
+        if trusted is not None and not trusted.is_glob:
             return self._sessions.listed
         if guard.is_blocked_name(url.host or ""):
             raise Failure(Reason.BLOCKED, f"{url.host} is no name of a registry")
@@ -253,7 +254,11 @@ class Transport:
 
 
 class TransientFailure(Failure):
-    """A failure that may be gone a moment later."""
+    """No answer came; that may be gone a moment later."""
+
+
+class Unconnected(TransientFailure):
+    """No connection came about, so that it says nothing of what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,12 +316,22 @@ def _failure_of(
     match error:
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
             return Failure(Reason.TLS, f"no trusted TLS with {host}")
-        case TimeoutError():
-            return Failure(Reason.TIMEOUT, f"no answer from {host}")
         case aiohttp.ClientResponseError() | ValueError():
             return Failure(Reason.BAD_ANSWER, f"{host} does not answer in HTTP")
         case _:
-            return TransientFailure(Reason.UNREACHABLE, f"no connection to {host}")
+            return _silence_of(error, host)
+
+
+def _silence_of(error: Exception, host: str | None) -> TransientFailure:
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return Unconnected(Reason.TIMEOUT, f"no connection to {host} in time")
+        case aiohttp.ClientConnectorError() | RuntimeError():
+            return Unconnected(Reason.UNREACHABLE, f"no connection to {host}")
+        case TimeoutError():
+            return TransientFailure(Reason.TIMEOUT, f"no answer from {host}")
+        case _:
+            return TransientFailure(Reason.UNREACHABLE, f"the connection to {host} broke")
 
 
 def _code(status: int) -> str:

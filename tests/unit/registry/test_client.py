@@ -88,7 +88,7 @@ async def test_a_registry_that_never_answers_times_out(net: Net) -> None:
     registry = await net.registry("public.test")
     registry.fault(hanging())
     assert reason(await net.ask(net.image("public.test"), read_timeout=0.1)) is Reason.TIMEOUT
-    assert net.pauses == []
+    assert len(net.pauses) == 2
 
 
 async def test_a_registry_that_drips_is_cut_off_at_the_deadline(net: Net) -> None:
