@@ -26,8 +26,8 @@ from tagpin.registry.flow import (
     Request,
     Response,
     Token,
-    fetch_token,
 )
+from tagpin.registry.login import fetch_token
 from tagpin.registry.places import Places, RegistrySettings
 from tagpin.registry.transport import Exchange, TransientFailure, Transport, Visit
 

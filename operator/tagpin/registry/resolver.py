@@ -16,7 +16,8 @@ from tagpin.pinning import Resolution
 from tagpin.pins import Source
 from tagpin.reference import Digest, Reference, shortened
 from tagpin.registry.client import RegistryClient
-from tagpin.registry.flow import Failure, Registry, resolve_tag
+from tagpin.registry.conversation import resolve_tag
+from tagpin.registry.flow import Failure, Registry
 
 log = logging.getLogger(__name__)
 

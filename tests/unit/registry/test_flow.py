@@ -14,17 +14,9 @@ from yarl import URL
 from tagpin.errors import Reason
 from tagpin.keychain import Credential
 from tagpin.reference import Digest, Reference
-from tagpin.registry.flow import (
-    Failure,
-    Flow,
-    Login,
-    Obtain,
-    Registry,
-    Request,
-    Response,
-    fetch_token,
-    resolve_tag,
-)
+from tagpin.registry.conversation import resolve_tag
+from tagpin.registry.flow import Failure, Flow, Login, Obtain, Registry, Request, Response
+from tagpin.registry.login import fetch_token
 
 T = TypeVar("T")
 Step = Request | Login | Obtain

@@ -1,0 +1,205 @@
+"""The conversation with a registry about one tag, without I/O: which digest it names.
+
+(opencontainers/distribution-spec: Pulling manifests; what real registries do instead is said where
+it matters)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from http import HTTPStatus
+
+from yarl import URL
+
+from tagpin.errors import Reason
+from tagpin.keychain import Candidate, Credential, Identity
+from tagpin.reference import Digest, Reference
+from tagpin.registry.challenge import Challenge, MalformedChallenge, parse_challenges, preferred
+from tagpin.registry.flow import (
+    Failure,
+    Flow,
+    Login,
+    Obtain,
+    Registry,
+    Request,
+    Response,
+    check_place,
+    refusal,
+)
+from tagpin.registry.login import basic, realm_of
+from tagpin.registry.manifest import (
+    ACCEPT,
+    MAX_MANIFEST,
+    digest_by_body,
+    digest_by_head,
+)
+
+MAX_REDIRECTS = 5
+MAX_AUTHENTICATIONS = 2
+"""Per candidate: once, and once more where a token from the cache was refused."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_DENIALS = frozenset({Reason.UNAUTHORIZED, Reason.NOT_FOUND})
+
+
+def resolve_tag(
+    registry: Registry, ref: Reference, candidates: Sequence[Candidate]
+) -> Flow[Digest]:
+    """Ask which digest the tag of `ref` names, identifying ourselves only if asked to.
+
+    Every candidate is tried until one is let in, as the kubelet does; anonymously only where
+    there is none. An index keeps its own digest: the node, so the platform, is not known yet.
+    """
+    challenge = None
+    denials: list[Failure] = []
+    for candidate in candidates or (None,):
+        attempt = _Attempt(registry, ref, candidate, challenge)
+        try:
+            return (yield from attempt.digest())
+        except Failure as failure:
+            if failure.reason not in _DENIALS:
+                raise
+            denials.append(failure)
+        challenge = attempt.challenge
+        if challenge is None:  # nobody asked who we are, so the others would hear the same
+            break
+    # Absent is what everyone says is absent: a registry may hide from one what another may see.
+    raise next((each for each in denials if each.reason is Reason.UNAUTHORIZED), denials[0])
+
+
+class _Attempt:
+    """One candidate's conversation about one manifest.
+
+    `challenge` is what the registry asked for, None while it did not ask.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        ref: Reference,
+        candidate: Candidate | None,
+        challenge: Challenge | None,
+    ) -> None:
+        self.challenge = challenge
+        self._registry = registry
+        self._ref = ref
+        self._candidate = candidate
+        self._url = registry.origin.joinpath("v2", ref.path, "manifests", ref.effective_tag)
+        self._authorization: str | None = None
+        self._token: str | None = None
+        self._authentications = 0
+
+    def digest(self) -> Flow[Digest]:
+        """HEAD, which costs no rate limit, then GET where that does not settle it."""
+        if self.challenge is not None:
+            yield from self._authenticate()
+        head = yield from self._ask("HEAD")
+        if head.status == HTTPStatus.OK:
+            if (digest := digest_by_head(head)) is not None:
+                return digest
+        elif head.status == HTTPStatus.UNAUTHORIZED and self._authorization is None:
+            raise Failure(Reason.UNAUTHORIZED, "the registry wants credentials")
+        elif head.status != HTTPStatus.NOT_IMPLEMENTED:
+            failure = refusal(head.status, "the registry")
+            if failure.reason.is_outage:
+                raise failure
+        # 400, 401, 403, 404, 405 and 501 are what some registries say to every HEAD.
+        get = yield from self._ask("GET")
+        if get.status != HTTPStatus.OK:
+            raise refusal(get.status, "the registry")
+        return digest_by_body(get)
+
+    def _ask(self, method: str) -> Flow[Response]:
+        """The answer to a request for the manifest, after having answered challenges to it."""
+        while True:
+            response, elsewhere = yield from self._follow(method)
+            # What another host asks for is never answered: our credentials are not for it.
+            if response.status != HTTPStatus.UNAUTHORIZED or elsewhere:
+                return response
+            self.challenge = self._challenge_of(response)
+            if self.challenge is None or not (yield from self._authenticate()):
+                return response
+
+    def _follow(self, method: str) -> Flow[tuple[Response, bool]]:
+        """The answer behind all redirects, and whether another origin gave it."""
+        headers = {"Accept": ACCEPT}
+        if self._authorization is not None:
+            headers["Authorization"] = self._authorization
+        request = Request(method, self._url, headers, MAX_MANIFEST)
+        for _ in range(MAX_REDIRECTS + 1):
+            response: Response = yield request
+            if response.status not in _REDIRECTS:
+                return response, request.derived
+            request = self._redirected(request, response)
+        raise Failure(Reason.BAD_ANSWER, f"more than {MAX_REDIRECTS} redirects")
+
+    def _redirected(self, request: Request, response: Response) -> Request:
+        locations = response.values("location")
+        if len(locations) != 1:
+            raise Failure(Reason.BAD_ANSWER, "a redirect without one location")
+        try:
+            target = request.url.join(URL(locations[0])).with_fragment(None)
+        except ValueError:
+            raise Failure(Reason.BAD_ANSWER, "a redirect to no URL") from None
+        check_place(target, request.url.scheme, "a redirect")
+        headers = request.headers
+        if target.origin() != request.url.origin():  # gone, and not attached again on the way back
+            headers = {name: headers[name] for name in headers if name != "Authorization"}
+        derived = target.origin() != self._registry.origin
+        return replace(request, url=target, headers=headers, derived=derived)
+
+    def _challenge_of(self, response: Response) -> Challenge | None:
+        """What a 401 asks for; a bare 401 to someone with credentials is taken for Basic."""
+        headers = response.values("www-authenticate")
+        try:
+            challenges = parse_challenges(headers)
+        except MalformedChallenge as error:
+            raise Failure(Reason.BAD_ANSWER, f"the challenge is malformed: {error}") from None
+        if not challenges and self._token is not None:  # to the token; ask for another one
+            return self.challenge
+        if not challenges:
+            may = self._candidate is not None and self._registry.origin.scheme == "https"
+            return Challenge("basic") if may else None
+        chosen = preferred(challenges)
+        if chosen is None:
+            raise Failure(Reason.UNAUTHORIZED, "the registry knows neither Bearer nor Basic")
+        return chosen
+
+    def _authenticate(self) -> Flow[bool]:
+        """Answer `challenge`; false where there is nothing (more) to say."""
+        if self.challenge is None or self._authentications == MAX_AUTHENTICATIONS:
+            return False
+        self._authentications += 1
+        if self.challenge.scheme == "basic":
+            if self._candidate is None or self._authorization is not None:
+                return False
+            self._check_secrecy(self._registry.origin)
+            self._authorization = basic((yield from self._credential(self._candidate)))
+            return True
+        realm = realm_of(self.challenge, self._registry)
+        credential = None
+        if self._candidate is not None:
+            self._check_secrecy(realm)
+            credential = yield from self._credential(self._candidate)
+        token: str = yield Login(
+            registry=self._registry,
+            realm=realm,
+            service=self.challenge.parameters.get("service"),
+            scope=f"repository:{self._ref.path}:pull",  # ours, whatever the challenge wants
+            credential=credential,
+            refused=self._token,
+        )
+        if token == self._token:
+            return False
+        self._token, self._authorization = token, f"Bearer {token}"
+        return True
+
+    def _credential(self, candidate: Candidate) -> Flow[Credential]:
+        """The candidate's credential, which is obtained when somebody asks for it."""
+        if isinstance(candidate, Identity):
+            obtained: Credential = yield Obtain(self._registry, candidate)
+            return obtained
+        return candidate
+
+    def _check_secrecy(self, url: URL) -> None:
+        if url.scheme != "https" and not self._registry.credentials_over_http:
+            raise Failure(Reason.UNAUTHORIZED, "credentials are not sent over plain http")
