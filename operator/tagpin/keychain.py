@@ -9,14 +9,16 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Self, TypeAlias
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from tagpin.errors import TagpinError
 from tagpin.reference import DOCKER_HUB, Reference
+
+V = TypeVar("V")
 
 ANONYMOUS = "anonymous"
 """The fingerprint of no credentials at all."""
@@ -25,10 +27,11 @@ MAX_ENTRIES = 200
 """Registries that are read from one docker config."""
 MAX_PATTERNS = 20
 """Hosts with wildcards among them: each is compared with the host of each image."""
-MAX_SKIPPED = 10
-"""Entries of one docker config that are said to be skipped."""
+MAX_REMARKS = 10
+"""Entries of one docker config of which something is said."""
 
 _DOCKER_HUB_KEY = "index.docker.io"
+_ANY_HOST = re.compile(r"\*+(?:\.\*+)*(?::[0-9]*)?(?:/.*)?")
 
 
 class InvalidDockerConfig(TagpinError):
@@ -40,8 +43,8 @@ class Credential:
     """A user name and password for the registry whose key they were found under.
 
     Raises ValueError for a user name that would change meaning in an HTTP header: with CR, LF,
-    NUL or `:` (RFC 7617 §2); and for what JSON can escape and UTF-8 cannot write: half a surrogate
-    pair.
+    NUL or `:` (RFC 7617 §2); for an identity token with CR, LF or NUL; and for what JSON can escape
+    and UTF-8 cannot write: half a surrogate pair.
     """
 
     username: str
@@ -52,8 +55,10 @@ class Credential:
     def __post_init__(self) -> None:
         if re.search(r"[\r\n\0:]", self.username):
             raise ValueError("the user name has a character that Basic authentication forbids")
-        if re.search(r"[\ud800-\udfff]", self.username + self.password):
-            raise ValueError("the user name or password has a character that UTF-8 cannot write")
+        if re.search(r"[\r\n\0]", self.identity_token):
+            raise ValueError("the identity token has a control character")
+        if re.search(r"[\ud800-\udfff]", self.username + self.password + self.identity_token):
+            raise ValueError("a secret or its user name has a character that UTF-8 cannot write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,73 +80,112 @@ Candidate: TypeAlias = Credential | Identity
 class Keychain:
     """Credentials from any number of docker configs, in the order of the configs.
 
-    `entries` are pairs of a normalised key (`host[:port][/path]`) and its credential. `skipped`
-    says, in words fit for a warning, which entries could not be used and why.
+    `entries` are pairs of a normalised key (`host[:port][/path]`) and its candidate. `remarks` say,
+    in words fit for a warning, which entries could not be used and why, or what is odd about them.
+    Where there are `hosts`, it has candidates for no other registries: `host[:port]`, globs as in
+    keys. Where its candidates end, those of `then` follow, which is looked up by itself.
+    (secrets.go: UnionDockerKeyring)
     """
 
-    entries: tuple[tuple[str, Credential], ...] = ()
-    skipped: tuple[str, ...] = ()
-    _index: "_Index" = field(init=False, repr=False, compare=False)
+    entries: tuple[tuple[str, Candidate], ...] = ()
+    remarks: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
+    then: "Keychain | None" = None
+    _index: "_Index[Candidate]" = field(init=False, repr=False, compare=False)
+    _allowed: "_Index[None] | None" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", _Index.of(self.entries))
+        hosts = None if self.hosts is None else _Index.of((host, None) for host in self.hosts)
+        object.__setattr__(self, "_allowed", hosts)
 
     @classmethod
     def from_docker_config(cls, text: str | bytes) -> Self:
-        """Read `.dockerconfigjson` (`{"auths": {…}}`) or the bare map of a `.dockercfg`.
+        """Read a docker config or `.dockerconfigjson`: `{"auths": {…}}`; the rest is ignored.
 
-        Raises InvalidDockerConfig where the whole text is unusable; a single bad entry is only
-        `skipped`, and so is what stands behind the first MAX_ENTRIES.
+        Raises InvalidDockerConfig where the whole text is unusable. A single bad entry costs no
+        other, and the first MAX_ENTRIES are read: `remarks` say so.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            raise InvalidDockerConfig("the docker config is not valid JSON") from None
-        auths = document.get("auths", document) if isinstance(document, dict) else None
-        if not isinstance(auths, dict):
-            raise InvalidDockerConfig("the docker config holds no map of registries")
-        entries: list[tuple[str, Credential]] = []
-        skipped: list[str] = []
-        patterns = 0
-        for location, entry in islice(auths.items(), MAX_ENTRIES):
-            try:
-                key, credential = _parse_key(location), _parse_entry(entry)
-            except ValueError as error:
-                skipped.append(f"{location[:255]!r}: {error}")
-                continue
-            patterns += _is_pattern(key)
-            if patterns > MAX_PATTERNS and _is_pattern(key):
-                reason = f"only {MAX_PATTERNS} hosts with wildcards are read"
-                skipped.append(f"{location[:255]!r}: {reason}")
-            else:
-                entries.append((key, credential))
-        del skipped[MAX_SKIPPED:]
-        if len(auths) > MAX_ENTRIES:
-            skipped[MAX_SKIPPED - 1 :] = [
-                f"only the first {MAX_ENTRIES} of {len(auths)} registries are read"
-            ]
-        return cls(tuple(entries), tuple(skipped))
+        document = json_object(text)
+        if "auths" not in document:
+            return cls(remarks=("it has no auths, so holds no credential",))
+        return cls.from_auths(document["auths"])
 
     @classmethod
-    def merged(cls, keychains: Iterable["Keychain"]) -> Self:
-        """All credentials of `keychains`, those of the first one first."""
+    def from_dockercfg(cls, text: str | bytes) -> Self:
+        """Read the bare map of a `.dockercfg`, in which a key `auths` is a host; else the same."""
+        return cls.from_auths(json_object(text))
+
+    @classmethod
+    def from_auths(cls, auths: Any) -> Self:
+        """Read the map of registries of a docker config, as parsed from JSON."""
+        if not isinstance(auths, dict | None):
+            raise InvalidDockerConfig("the docker config holds no map of registries")
+        return cls._read(auths or {}, _parse_entry)
+
+    @classmethod
+    def of_identities(cls, providers: Mapping[str, str]) -> Self:
+        """Identities for the registries whose keys, as in a docker config, name who gives them."""
+        return cls._read(providers, lambda provider: (Identity(provider, host=""), ""))
+
+    @classmethod
+    def _read(
+        cls, entries: Mapping[str, Any], parse: Callable[[Any], tuple[Candidate, str]]
+    ) -> Self:
+        read: list[tuple[str, Candidate]] = []
+        remarks: list[str] = []
+        patterns = 0
+        for location, entry in islice(entries.items(), MAX_ENTRIES):
+            remark = ""
+            try:
+                key, (candidate, remark) = _parse_key(location), parse(entry)
+            except ValueError as error:
+                remark = str(error)
+            else:
+                patterns += _is_pattern(key)
+                if patterns > MAX_PATTERNS and _is_pattern(key):
+                    remark = f"only {MAX_PATTERNS} hosts with wildcards are read"
+                else:
+                    read.append((key, candidate))
+                    if _ANY_HOST.fullmatch(key):
+                        remark = "is for any registry with such a name, whoever runs it"
+            if remark:
+                remarks.append(f"{location[:255]!r}: {remark}")
+        del remarks[MAX_REMARKS:]
+        if len(entries) > MAX_ENTRIES:
+            remarks[MAX_REMARKS - 1 :] = [
+                f"only the first {MAX_ENTRIES} of {len(entries)} registries are read"
+            ]
+        return cls(tuple(read), tuple(remarks))
+
+    @classmethod
+    def merged(cls, keychains: Iterable["Keychain"], *, then: "Keychain | None" = None) -> Self:
+        """All credentials of `keychains`, those of the first one first; and `then` after them."""
         parts = tuple(keychains)
         return cls(
             tuple(entry for part in parts for entry in part.entries),
-            tuple(reason for part in parts for reason in part.skipped),
+            tuple(remark for part in parts for remark in part.remarks),
+            then=then,
         )
 
     def candidates(self, ref: Reference) -> tuple[Candidate, ...]:
         """Every credential to try for `ref`, in the kubelet's order; empty means anonymously.
 
-        More specific keys come first, entries of one key in the order of their configs.
-        (keyring.go: BasicDockerKeyring.Lookup)
+        More specific keys come first, entries of one key in the order of their configs. An Identity
+        is one for the registry of `ref`. (keyring.go: BasicDockerKeyring.Lookup)
         """
+        following = self.then.candidates(ref) if self.then is not None else ()
+        if self._allowed is not None and not self._allowed.keys_for(ref.domain, ""):
+            return following
         matching = self._index.keys_for(ref.domain, ref.path)
         # The kubelet's own test for Docker Hub is textual and says yes to `localhost/foo` too.
         if not matching and ref.domain == DOCKER_HUB:
             matching = [_DOCKER_HUB_KEY]
-        return tuple(each for key in matching for each in self._index.credentials.get(key, ()))
+        own = (each for key in matching for each in self._index.values.get(key, ()))
+        bound = (
+            replace(each, host=ref.domain) if isinstance(each, Identity) else each for each in own
+        )
+        return tuple(dict.fromkeys((*bound, *following)))  # none is worth a second refusal
 
 
 def fingerprint(key: bytes, candidates: Sequence[Candidate]) -> str:
@@ -150,6 +194,17 @@ def fingerprint(key: bytes, candidates: Sequence[Candidate]) -> str:
         return ANONYMOUS
     named = json.dumps([[type(each).__name__, *astuple(each)] for each in candidates])
     return hmac.digest(key, named.encode(), "sha256").hex()
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """A docker config's outermost map; raises InvalidDockerConfig, which repeats nothing of it."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidDockerConfig("the docker config is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise InvalidDockerConfig("the docker config holds no map of registries")
+    return document
 
 
 def _is_pattern(key: str) -> bool:
@@ -171,23 +226,33 @@ def _parse_key(location: str) -> str:
     return host if path == "/" else host + path
 
 
-def _parse_entry(entry: Any) -> Credential:
-    """One credential; ValueError says what is wrong without repeating it (config.go)."""
-    fields = entry if isinstance(entry, dict) else {}
-    username, password, auth = (fields.get(key) or "" for key in ("username", "password", "auth"))
-    if not all(isinstance(each, str) for each in (username, password, auth)):
+def _parse_entry(entry: Any) -> tuple[Credential, str]:
+    """One credential and what is odd about it; ValueError says what is wrong without repeating it.
+
+    As for the kubelet, `auth` overrides user name and password, and names of fields have any case.
+    An identity token, which the kubelet does not read, counts where there is no password.
+    (config.go)
+    """
+    fields = {key.lower(): value for key, value in entry.items()} if isinstance(entry, dict) else {}
+    username, password, auth, identity_token = (
+        fields.get(key) or "" for key in ("username", "password", "auth", "identitytoken")
+    )
+    if not all(isinstance(each, str) for each in (username, password, auth, identity_token)):
         raise ValueError("a field of the entry is no text")
     if auth:
         username, password = _decode_auth(auth)
+    if identity_token and not password:
+        return Credential(username, "", identity_token), "nodes cannot use its identitytoken"
     if not username and not password:
         raise ValueError("neither auth nor username and password")
-    return Credential(username, password)
+    return Credential(username, password), ""
 
 
 def _decode_auth(auth: str) -> tuple[str, str]:
-    compact = "".join(auth.split())
+    compact = re.sub(r"[\r\n]", "", auth)  # all that Go's decoder passes over
+    padding = "" if compact.endswith("=") else "=" * (-len(compact) % 4)
     try:
-        raw = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        raw = base64.b64decode(compact + padding, validate=True)
         username, colon, password = raw.decode().partition(":")
     except (binascii.Error, ValueError):
         raise ValueError("auth is not base64 of text") from None
@@ -197,34 +262,34 @@ def _decode_auth(auth: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Index:
-    """Credentials by key, and keys by what an image must have to match them at all.
+class _Index(Generic[V]):
+    """Values by key, and keys by what an image must have to match them at all.
 
     A key is for an image whose port is the same, whose path begins with the key's, and whose host
     labels match the key's, glob by glob. (keyring.go: URLsMatch)
     """
 
-    credentials: Mapping[str, Sequence[Credential]]
+    values: Mapping[str, Sequence[V]]
     by_host: Mapping[tuple["_Shape", str], Sequence[tuple[str, str, "_Labels"]]]
     """(shape of the host, port) → (path, key, labels)."""
     masks: Collection[tuple[bool, ...]]
     """Which labels are globs, for every shape that occurs."""
 
     @classmethod
-    def of(cls, entries: Iterable[tuple[str, Credential]]) -> Self:
-        credentials: dict[str, list[Credential]] = {}
-        for key, credential in entries:
-            credentials.setdefault(key, []).append(credential)
+    def of(cls, entries: Iterable[tuple[str, V]]) -> Self:
+        values: dict[str, list[V]] = {}
+        for key, value in entries:
+            values.setdefault(key, []).append(value)
         by_host: dict[tuple[_Shape, str], list[tuple[str, str, _Labels]]] = {}
         masks: set[tuple[bool, ...]] = set()
-        for key in credentials:
+        for key in values:
             authority, slash, path = key.partition("/")
             host, port = _split_port(authority)
             labels = tuple(host.split("."))
             mask = tuple(bool(re.search(r"[*?\[\\]", label)) for label in labels)
             masks.add(mask)
             by_host.setdefault((_shape(labels, mask), port), []).append((slash + path, key, labels))
-        return cls(credentials, by_host, masks)
+        return cls(values, by_host, masks)
 
     def keys_for(self, domain: str, path: str) -> list[str]:
         """The keys that match an image, more specific ones first."""

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tagpin.keychain import (
     ANONYMOUS,
     MAX_PATTERNS,
+    Candidate,
     Credential,
+    Identity,
     InvalidDockerConfig,
     Keychain,
     fingerprint,
@@ -47,8 +49,22 @@ def users(keys: Keychain, image: str) -> list[str]:
         ("*.kubernetes.io/blah", "prefix.kubernetes.io/blah"),
         ("prefix.*.io/foo", "prefix.kubernetes.io/foo/bar"),
         ("*.kubernetes.io:1111/blah", "prefix.kubernetes.io:1111/blah"),
+        ("prefix.*.io:1111/foo", "prefix.kubernetes.io:1111/foo/bar"),
         ("https://*.docker.io/v1/", "prefix.docker.io/path/foo/bar"),
+        ("https://*.docker.io/v2/", "prefix.docker.io/path/foo/bar"),
+        ("https://*.docker.io", "prefix.docker.io/x"),
+        ("https://prefix.docker.*/path", "prefix.docker.io/path/x"),
+        ("https://*.docker.io:8888", "prefix.docker.io:8888/x"),
+        ("https://quay.io/v1/", "quay.io/x"),
+        ("r.io/v1/", "r.io/x"),
+        ("http://r.io:5000/v2/", "r.io:5000/x"),
+        ("http://r.io:5000/v1", "r.io:5000/v1/x"),  # without the slash it is a path
+        ("r.io/v2/team/", "r.io/team/x"),
+        ("r.io/team/", "r.io/team/x"),
+        ("R.io", "R.io/x"),
+        ("r.io:", "r.io/x"),
         ("http://r.io", "r.io/x"),
+        ("https://user:word@r.io:5000/team", "r.io:5000/team/x"),
         ("https://r.io/v2/team", "r.io/team/x"),
         ("https://user@r.io", "r.io/x"),
         ("r.io/team", "r.io/team2/x"),
@@ -57,6 +73,10 @@ def users(keys: Keychain, image: str) -> list[str]:
         ("r[0-9].io", "r7.io/x"),
         ("docker.io", "nginx"),
         ("docker.io/library", "nginx"),
+        ("index.docker.io", "foo"),
+        ("index.docker.io", "foo/bar"),
+        ("http://index.docker.io/v1/", "foo/bar"),
+        ("index.docker.io/v2/", "docker.io/foo/bar"),
         ("https://index.docker.io/v1/", "nginx"),
         ("index.docker.io", "docker.io/acme/app"),
         ("index.docker.io", "index.docker.io/acme/app"),
@@ -71,6 +91,24 @@ def test_a_key_is_for_an_image(key: str, image: str) -> None:
     [
         ("*.kubernetes.io", "kubernetes.io/x"),
         ("*.*.kubernetes.io", "prefix.kubernetes.io/x"),
+        ("*.*.kubernetes.io", "kubernetes.io/x"),
+        ("*.kubernetes.io:1234/blah", "prefix.kubernetes.io:1111/blah"),
+        ("prefix.*.io/foo", "prefix.kubernetes.io:1111/foo/bar"),
+        ("https://suffix.*.io", "prefix.docker.io/x"),
+        ("https://prefix.docker.c*", "prefix.docker.io/x"),
+        ("R.io", "r.io/x"),  # no letter stands for its other case
+        ("r.io", "R.io/x"),
+        ("HTTPS://r.io", "r.io/x"),  # a host called HTTPS
+        ("r.io:443", "r.io/x"),
+        ("r.io/team/", "r.io/team2/x"),
+        ("r.io/v1/team", "r.io/x"),
+        ("r.io/v3/", "r.io/x"),
+        ("r.io/v2", "r.io/x"),
+        ("r.io/t*", "r.io/team/x"),
+        ("r.io:50*", "r.io:5000/x"),
+        ("*", "r.io/x"),
+        ("registry-1.docker.io", "nginx"),
+        ("index.docker.io/library", "nginx"),
         ("kubernetes.io", "kubernetes.com/x"),
         ("k*.io", "quay.io/x"),
         ("r.io:1234", "r.io:1111/x"),
@@ -160,6 +198,80 @@ def test_entries_of_one_key_keep_the_order_of_their_configs() -> None:
     assert users(Keychain.merged([second, first]), "r.io/x") == ["second", "first"]
 
 
+def test_a_credential_that_came_twice_is_tried_once() -> None:
+    same = keychain("r.io")
+    assert users(Keychain.merged([same, same]), "r.io/x") == ["r.io"]
+
+
+def test_candidates_of_another_keychain_follow_however_specific_they_are() -> None:
+    own = keychain("r.io/team/app", "other.io")
+    keys = Keychain.merged([keychain("*.io"), keychain("r.io")], then=own)
+    assert users(keys, "r.io/team/app") == ["r.io", "*.io", "r.io/team/app"]
+    assert users(keys, "r.io/x") == ["r.io", "*.io"]
+    assert users(Keychain.merged([], then=own), "other.io/x") == ["other.io"]
+
+
+def test_docker_hub_credentials_stand_in_in_each_keychain_by_itself() -> None:
+    hub = "https://index.docker.io/v1/"
+    keys = Keychain.merged([keychain("docker.io")], then=keychain(hub))
+    assert users(keys, "nginx") == ["docker.io", hub.replace(":", "!")]
+    keys = Keychain.merged([keychain("docker.io", hub)], then=keychain("docker.io/acme"))
+    assert users(keys, "nginx") == ["docker.io"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "image", "served"),
+    [
+        (None, "r.io/x", True),
+        ((), "r.io/x", False),
+        (("r.io",), "r.io/x", True),
+        (("r.io",), "evil.io/x", False),
+        (("r.io",), "r.io:5000/x", False),
+        (("*.r.io",), "a.r.io/x", True),
+        (("*.r.io",), "r.io/x", False),
+        (("docker.io",), "nginx", True),
+        (("index.docker.io",), "nginx", False),
+    ],
+)
+def test_a_keychain_for_certain_hosts_has_nothing_for_others(
+    hosts: tuple[str, ...] | None, image: str, *, served: bool
+) -> None:
+    entries = tuple((key, Credential("own", "pw")) for key in ("*.io", "*.r.io", "*.io:5000"))
+    following = keychain("*.io", "*.io:5000", "*.r.io", "index.docker.io")
+
+    candidates = Keychain(entries, hosts=hosts, then=following).candidates(Reference.parse(image))
+
+    assert (Credential("own", "pw") in candidates) is served
+    assert candidates != ()  # those that follow have limits of their own
+
+
+def test_an_identity_is_for_the_registry_that_it_is_asked_for() -> None:
+    keys = Keychain.of_identities(
+        {"*.pkg.dev": "google", "https://index.docker.io/v1/": "/bin/hub", "r.io/team": "/bin/r"}
+    )
+    assert keys.candidates(Reference.parse("eu.pkg.dev/x")) == (Identity("google", "eu.pkg.dev"),)
+    assert keys.candidates(Reference.parse("nginx")) == (Identity("/bin/hub", "docker.io"),)
+    assert keys.candidates(Reference.parse("r.io/team/x")) == (Identity("/bin/r", "r.io"),)
+    assert keys.candidates(Reference.parse("r.io/x")) == ()
+
+
+def test_an_identity_for_no_host_is_reported() -> None:
+    keys = Keychain.of_identities({"r io": "google"})
+    assert (keys.entries, keys.remarks) == ((), ("'r io': not a registry host",))
+
+
+@pytest.mark.parametrize("key", ["*", "*.*", "https://*.*.*/v1/", "*:5000", "*.*/team"])
+def test_a_key_that_any_host_matches_is_used_and_warned_about(key: str) -> None:
+    keys = keychain(key)
+    assert len(keys.entries) == 1
+    assert keys.remarks == (f"{key!r}: is for any registry with such a name, whoever runs it",)
+
+
+@pytest.mark.parametrize("key", ["*.io", "r.*", "a*.*"])
+def test_a_key_with_a_name_in_it_is_no_cause_for_a_warning(key: str) -> None:
+    assert keychain(key).remarks == ()
+
+
 def test_docker_hub_credentials_stand_in_only_where_nothing_else_matches() -> None:
     assert users(keychain("index.docker.io", "docker.io/acme"), "acme/app") == ["docker.io/acme"]
     assert users(keychain("index.docker.io", "docker.io/acme"), "nginx") == ["index.docker.io"]
@@ -172,8 +284,36 @@ def test_credentials_of_docker_hub_never_go_to_a_host_that_looks_like_it() -> No
 
 
 def test_a_dockercfg_is_the_bare_map() -> None:
-    keys = Keychain.from_docker_config(json.dumps({"https://r.io/v1/": auth("legacy")}).encode())
+    keys = Keychain.from_dockercfg(json.dumps({"https://r.io/v1/": auth("legacy")}).encode())
     assert users(keys, "r.io/x") == ["legacy"]
+
+
+def test_what_one_format_holds_is_nothing_in_the_other() -> None:
+    bare = {"r.io": auth("bot")}
+
+    modern = Keychain.from_docker_config(json.dumps(bare))
+    legacy = Keychain.from_dockercfg(json.dumps({"auths": bare}))
+
+    assert modern.entries == legacy.entries == ()
+    assert modern.remarks == ("it has no auths, so holds no credential",)
+    assert legacy.remarks == ("'auths': neither auth nor username and password",)
+
+
+@pytest.mark.parametrize("auths", [{}, None])
+def test_an_empty_docker_config_is_no_flaw(auths: object) -> None:
+    assert Keychain.from_docker_config(json.dumps({"auths": auths})) == Keychain()
+
+
+def test_of_a_docker_config_only_auths_counts_for_pods() -> None:
+    config = {
+        "auths": {"r.io": auth("bot")},
+        "credsStore": "desktop",
+        "credHelpers": {"r.io": "ecr-login", "other.io": "ecr-login"},
+        "HttpHeaders": {"X-Forwarded-For": "10.0.0.1"},
+    }
+    keys = Keychain.from_docker_config(json.dumps(config))
+    assert keys == Keychain.from_docker_config(json.dumps({"auths": config["auths"]}))
+    assert users(keys, "other.io/x") == []
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -188,6 +328,31 @@ def test_user_name_and_password_do_without_auth() -> None:
     entry = {"username": "bot", "password": "pä:ss", "email": "ignored", "identitytoken": "ignored"}
     keys = Keychain.from_docker_config(json.dumps({"auths": {"r.io": entry}}))
     assert keys.candidates(Reference.parse("r.io/x")) == (Credential("bot", "pä:ss"),)
+    assert keys.remarks == ()
+
+
+def test_names_of_fields_have_any_case_as_in_go() -> None:
+    keys = Keychain.from_dockercfg(json.dumps({"r.io": {"Username": "bot", "PASSWORD": "pw"}}))
+    assert keys.candidates(Reference.parse("r.io/x")) == (Credential("bot", "pw"),)
+
+
+@pytest.mark.parametrize("entry", [{}, {"auth": base64.b64encode(b"0000:").decode()}])
+def test_an_identity_token_stands_in_for_a_password_that_nodes_do_not_have(
+    entry: dict[str, str],
+) -> None:
+    entry = entry | {"identitytoken": "refresh-me"}
+    keys = Keychain.from_docker_config(json.dumps({"auths": {"r.io": entry}}))
+    (credential,) = keys.candidates(Reference.parse("r.io/x"))
+    assert credential == Credential("0000" if "auth" in entry else "", "", "refresh-me")
+    assert keys.remarks == ("'r.io': nodes cannot use its identitytoken",)
+
+
+def test_line_breaks_in_auth_are_passed_over() -> None:
+    encoded = base64.b64encode(b"bot:password").decode()
+    keys = Keychain.from_dockercfg(
+        json.dumps({"r.io": {"auth": f"{encoded[:8]}\r\n{encoded[8:]}\n"}})
+    )
+    assert users(keys, "r.io/x") == ["bot"]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +364,12 @@ def test_user_name_and_password_do_without_auth() -> None:
         {"auth": "s3cr3t!"},
         {"auth": base64.b64encode(b"s3cr3t-without-colon").decode()},
         {"auth": base64.b64encode(b"\xff:s3cr3t").decode()},
+        {"auth": base64.b64encode(b"a:s3cr3t").decode() + "="},  # too much padding
+        {"auth": " " + base64.b64encode(b"a:s3cr3t").decode()},
+        {"registrytoken": "s3cr3t"},
+        {"identitytoken": "s3cr3t\n"},
+        {"identitytoken": ["s3cr3t"]},
+        ["s3cr3t"],
         {"username": 7, "password": "s3cr3t"},
         {"username": "a:b", "password": "s3cr3t"},
         {"username": "a\nb", "password": "s3cr3t"},
@@ -209,7 +380,7 @@ def test_a_broken_entry_is_reported_and_costs_no_other(entry: object) -> None:
     keys = Keychain.from_docker_config(json.dumps(config))
     assert users(keys, "r.io/x") == ["good"]
     assert users(keys, "broken.io/x") == []
-    (report,) = keys.skipped
+    (report,) = keys.remarks
     assert report.startswith("'broken.io': ")
     assert "s3cr3t" not in report
 
@@ -218,7 +389,7 @@ def test_a_broken_entry_is_reported_and_costs_no_other(entry: object) -> None:
 def test_a_key_that_names_no_host_is_reported(key: str) -> None:
     keys = keychain(key, "r.io")
     assert [name for name, _ in keys.entries] == ["r.io"]
-    assert len(keys.skipped) == 1
+    assert len(keys.remarks) == 1
 
 
 @pytest.mark.parametrize(
@@ -242,43 +413,43 @@ def test_a_user_name_that_would_change_the_header_is_refused(name: str) -> None:
 
 def test_fingerprints_tell_identities_apart_and_say_nothing_without_the_key() -> None:
     one, two = Credential("a", "b"), Credential("c", "d")
-    prints = [
-        fingerprint(b"key", each)
-        for each in ([one], [two], [one, two], [two, one], [Credential("a", "bc")])
-    ]
+    others = Credential("a", "bc"), Credential("a", "b", "token"), Identity("a", "b")
+    tried: list[tuple[Candidate, ...]] = [(each,) for each in (one, two, *others)]
+    prints = [fingerprint(b"key", each) for each in (*tried, (one, two), (two, one))]
     assert len(set(prints)) == len(prints)
     assert fingerprint(b"key", [one]) == fingerprint(b"key", [Credential("a", "b")])
     assert fingerprint(b"other", [one]) != fingerprint(b"key", [one])
     assert fingerprint(b"key", []) == ANONYMOUS
 
 
-@pytest.mark.parametrize("field", ["username", "password"])
+@pytest.mark.parametrize("field", ["username", "password", "identitytoken"])
 def test_half_a_surrogate_pair_spoils_its_entry_alone(field: str) -> None:
-    bad = {"username": "bot", "password": "secret"} | {field: "\ud800"}
-    keys = Keychain.from_docker_config(json.dumps({"bad.io": bad, "r.io": auth("good")}))
+    bad = {"username": "bot", "password": "" if field == "identitytoken" else "pw"}
+    bad[field] = "\ud800"
+    keys = Keychain.from_dockercfg(json.dumps({"bad.io": bad, "r.io": auth("good")}))
     assert users(keys, "r.io/x") == ["good"]
     assert users(keys, "bad.io/x") == []
-    (report,) = keys.skipped
+    (report,) = keys.remarks
     assert "UTF-8" in report
 
 
 def test_a_config_that_is_no_utf_8_is_none() -> None:
     with pytest.raises(InvalidDockerConfig):
-        Keychain.from_docker_config(b'{"auths": {"r.io": {"username": "\xff", "password": "x"}}}')
+        Keychain.from_dockercfg(b'{"r.io": {"username": "\xff", "password": "x"}}')
 
 
 def test_only_the_first_200_registries_of_a_config_are_read() -> None:
     config = {f"r{number}.io": auth("bot") for number in range(250)}
-    keys = Keychain.from_docker_config(json.dumps(config))
+    keys = Keychain.from_dockercfg(json.dumps(config))
     assert len(keys.entries) == 200
-    assert keys.skipped == ("only the first 200 of 250 registries are read",)
+    assert keys.remarks == ("only the first 200 of 250 registries are read",)
 
 
 def test_no_more_than_10_reports_come_from_one_config() -> None:
     config = {f"r{number}.io": {"auth": "!"} for number in range(250)}
-    keys = Keychain.from_docker_config(json.dumps(config))
-    assert len(keys.skipped) == 10
-    assert keys.skipped[-1] == "only the first 200 of 250 registries are read"
+    keys = Keychain.from_dockercfg(json.dumps(config))
+    assert len(keys.remarks) == 10
+    assert keys.remarks[-1] == "only the first 200 of 250 registries are read"
 
 
 @pytest.mark.parametrize("key", ["r{0}.example.io", "r.io/team{0}", "*.r{0}.io"])
@@ -302,5 +473,5 @@ def test_only_so_many_hosts_with_wildcards_are_read() -> None:
     keychain = Keychain.from_docker_config(json.dumps({"auths": auths}))
 
     assert len(keychain.entries) == MAX_PATTERNS + 1
-    assert len(keychain.skipped) == 3
-    assert "only 20 hosts with wildcards are read" in keychain.skipped[0]
+    assert len(keychain.remarks) == 3
+    assert "only 20 hosts with wildcards are read" in keychain.remarks[0]

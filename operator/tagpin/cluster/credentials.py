@@ -5,7 +5,7 @@ import base64
 import binascii
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from kubernetes.aio.client import ApiClient, CoreV1Api
 
@@ -26,22 +26,40 @@ MAX_NAMES = 20
 ATTEMPT = 3.0
 """Seconds for one call to the API."""
 
-_KEYS = {
-    "kubernetes.io/dockerconfigjson": ".dockerconfigjson",
-    "kubernetes.io/dockercfg": ".dockercfg",
+_FORMATS = {
+    "kubernetes.io/dockerconfigjson": (".dockerconfigjson", Keychain.from_docker_config),
+    "kubernetes.io/dockercfg": (".dockercfg", Keychain.from_dockercfg),
 }
 
 
-class ClusterPullSecrets:
-    """Implements `tagpin.pinning.PullSecrets`. Secrets are only ever read by name, with `get`."""
+class OwnCredentials(Protocol):
+    """Credentials that tagpin has itself."""
 
-    def __init__(self, client: ApiClient, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def keychain(self, namespace: str) -> Keychain:
+        """Those that pods of a namespace may be resolved with now, without waiting for anything."""
+        ...
+
+
+class ClusterPullSecrets:
+    """Implements `tagpin.pinning.PullSecrets`. Secrets are only ever read by name, with `get`.
+
+    `own` are credentials that are tried after the pod's, as a node would try its own.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        own: OwnCredentials | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._core = CoreV1Api(client)
+        self._own = own
         self._secrets: Cache[tuple[str, str], Access] = _held(clock)
         self._accounts: Cache[tuple[str, str], tuple[str, ...]] = _held(clock)
 
     async def read(self, namespace: str, names: Sequence[str], service_account: str) -> Access:
-        """The pod's pull secrets, else those of its ServiceAccount, in their order.
+        """The pod's pull secrets, else those of its ServiceAccount, in their order; then our own.
 
         As for a kubelet, a Secret that is missing or of another type is none.
         """
@@ -57,7 +75,10 @@ class ClusterPullSecrets:
             *(self._secret(namespace, name) for name in names[:MAX_NAMES])
         )
         return Access(
-            Keychain.merged(access.keychain for access in accesses),
+            Keychain.merged(
+                (access.keychain for access in accesses),
+                then=self._own.keychain(namespace) if self._own else None,
+            ),
             (*remarks, *(remark for access in accesses for remark in access.remarks)),
         )
 
@@ -105,11 +126,11 @@ def _checked(name: str) -> str:
 
 def parse_secret(name: str, kind: str, data: Mapping[str, str | bytes]) -> Access:
     """Read a Secret's base64 data; what is wrong with it becomes a remark that names it."""
-    key = _KEYS.get(kind)
-    if key is None or not data.get(key):
+    key, read = _FORMATS.get(kind, ("", Keychain.from_docker_config))
+    if not data.get(key):
         return Access(Keychain(), (f"pull secret {name} holds no docker config",))
     try:
-        keychain = Keychain.from_docker_config(base64.b64decode(data[key], validate=True))
+        keychain = read(base64.b64decode(data[key], validate=True))
     except (InvalidDockerConfig, binascii.Error) as error:
         return Access(Keychain(), (f"pull secret {name} is of no use: {error}",))
-    return Access(keychain, tuple(f"pull secret {name}: {flaw}" for flaw in keychain.skipped))
+    return Access(keychain, tuple(f"pull secret {name}: {remark}" for remark in keychain.remarks))

@@ -115,7 +115,7 @@ def _docker_config() -> Keychain:
     if not isinstance(document, dict) or not document.get("auths"):
         return Keychain()
     keychain = Keychain.from_docker_config(json.dumps(document))
-    for flaw in keychain.skipped:
+    for flaw in keychain.remarks:
         click.echo(f"tagpin: {path}: {flaw}", err=True)
     return keychain
 
