@@ -3,15 +3,14 @@
     async with FakeRegistry() as registry:
         digest = registry.push_image("demo/app", "v1", b"payload")
         …                                  # ask http://{registry.host}/v2/demo/app/manifests/v1
-        registry.fault(answering(503))     # from now on it is down
+        registry.fault(answering(503))     # from now on it is down (fakes.faults has more)
         registry.heal()
         print(registry.requests)
 
 Everything it holds is made of real bytes, by the same function every time: the same push has the
-same digest. tests/contract holds it against real registries.
+same digest. Without faults it says what distribution/distribution says: tests/contract.
 """
 
-import asyncio
 import base64
 import gzip
 import hashlib
@@ -20,27 +19,81 @@ import json
 import secrets
 import ssl
 import tarfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
 
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-OCI_IMAGE = "application/vnd.oci.image.manifest.v1+json"
-OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+from fakes.faults import (
+    OCI_IMAGE,
+    Fault,
+    Handler,
+    answering,
+    breaking_off,
+    hanging,
+    redirecting,
+    resetting,
+    streaming,
+    with_body,
+    with_header,
+)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Fault = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
-"""Answers a request instead of the handler, or changes what the handler answers."""
+__all__ = [
+    "DOCKER",
+    "OCI",
+    "OCI_IMAGE",
+    "OCI_INDEX",
+    "SCHEMA_1",
+    "FakeRegistry",
+    "Fault",
+    "Handler",
+    "Seen",
+    "Types",
+    "answering",
+    "breaking_off",
+    "hanging",
+    "redirecting",
+    "resetting",
+    "streaming",
+    "with_body",
+    "with_header",
+]
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The media types of one family of formats."""
+
+    index: str
+    image: str
+    config: str
+    layer: str
+
+
+OCI = Types(
+    OCI_INDEX,
+    OCI_IMAGE,
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+)
+DOCKER = Types(
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A request as it arrived; header names are in lower case.
 
-    `connection` is the client's port: equal for requests over one connection.
+    `form` is what a POST carries. `connection` is the client's port: equal for requests over one
+    connection.
     """
 
     method: str
@@ -48,6 +101,7 @@ class Seen:
     query: Mapping[str, str]
     headers: Mapping[str, str] = field(repr=False)
     connection: int = field(repr=False)
+    form: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def authorization(self) -> str | None:
@@ -74,7 +128,13 @@ class FakeRegistry:
 
     With `users` (name → password) it wants a login: basic, or bearer tokens if `tokens`. It
     challenges with `realm`, its own `/token` unless told otherwise. Without users, `tokens` makes
-    it hand out tokens to everyone.
+    it hand out tokens to everyone, and so it does for the repositories in `public`.
+    `identity_tokens` (token → user) are taken in place of passwords, by POST.
+
+    Its habits can be changed at any time: `token_answer` is added to the token server's answers,
+    which hold the token under each of `token_names`; if `welcoming`, whoever gives a wrong password
+    gets a token too, that opens nothing (Harbor). If it `converts`, a client that does not accept
+    an image's format gets another one with another digest (distribution 2).
     """
 
     def __init__(
@@ -85,11 +145,18 @@ class FakeRegistry:
         tls: ssl.SSLContext | None = None,
         users: Mapping[str, str] | None = None,
         tokens: bool = False,
+        public: Collection[str] = (),
+        identity_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.users = dict(users or {})
         self.tokens = tokens
+        self.public = frozenset(public)
+        self.identity_tokens = dict(identity_tokens or {})
         self.realm: str | None = None
         self.token_answer: dict[str, Any] = {"expires_in": 300}
+        self.token_names = ["token"]
+        self.welcoming = False
+        self.converts = False
         self.requests: list[Seen] = []
         self._address = host
         self._port = port
@@ -98,7 +165,8 @@ class FakeRegistry:
         self._blobs: dict[str, bytes] = {}
         self._types: dict[str, str] = {}
         self._tags: dict[tuple[str, str], str] = {}
-        self._granted: dict[str, tuple[str | None, str]] = {}
+        self._links: set[tuple[str, str]] = set()
+        self._granted: dict[str, frozenset[str]] = {}
         self._runner: web.AppRunner | None = None
 
     # Its life
@@ -144,28 +212,36 @@ class FakeRegistry:
     # What it holds
 
     def push_image(
-        self, repository: str, tag: str, payload: bytes = b"", *, platform: str = "linux/amd64"
+        self,
+        repository: str,
+        tag: str,
+        payload: bytes = b"",
+        *,
+        platform: str = "linux/amd64",
+        types: Types = OCI,
     ) -> str:
         """Make an image whose only layer holds `payload`, tag it, and return its digest."""
-        digest = self._store_image(payload, platform)
-        return self.tag(repository, tag, digest)
+        return self.tag(repository, tag, self._store_image(payload, platform, types))
 
-    def push_index(self, repository: str, tag: str, platforms: Mapping[str, bytes]) -> str:
+    def push_index(
+        self, repository: str, tag: str, platforms: Mapping[str, bytes], *, types: Types = OCI
+    ) -> str:
         """Make an index of one image per platform (`linux/arm64` → payload) and tag it."""
         entries = []
         for platform, payload in platforms.items():
-            digest = self._store_image(payload, platform)
+            digest = self._store_image(payload, platform, types)
+            self._links.add((repository, digest))
             system, architecture = platform.split("/")
             entries.append(
                 {
-                    "mediaType": OCI_IMAGE,
+                    "mediaType": types.image,
                     "digest": digest,
                     "size": len(self._blobs[digest]),
                     "platform": {"architecture": architecture, "os": system},
                 }
             )
-        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-        return self.push_manifest(repository, tag, _json(index), OCI_INDEX)
+        index = {"schemaVersion": 2, "mediaType": types.index, "manifests": entries}
+        return self.push_manifest(repository, tag, _json(index), types.index)
 
     def push_manifest(self, repository: str, tag: str, body: bytes, media_type: str) -> str:
         """Store any bytes as a manifest of any type, tag them, and return their digest."""
@@ -176,6 +252,7 @@ class FakeRegistry:
     def tag(self, repository: str, tag: str, digest: str) -> str:
         """Let a tag name what was pushed before; a tag that exists moves."""
         self._tags[repository, tag] = digest
+        self._links.add((repository, digest))
         return digest
 
     def delete_tag(self, repository: str, tag: str) -> None:
@@ -204,7 +281,8 @@ class FakeRegistry:
         headers = {name.lower(): value for name, value in request.headers.items()}
         query = dict(request.query)
         port = request.transport.get_extra_info("peername")[1] if request.transport else 0
-        self.requests.append(Seen(request.method, request.path, query, headers, port))
+        form = {name: str(value) for name, value in (await request.post()).items()}
+        self.requests.append(Seen(request.method, request.path, query, headers, port, form))
         rule = next((each for each in self._rules if each.takes(request)), None)
         if rule is not None:
             return await rule.fault(request, self._answer)
@@ -212,38 +290,51 @@ class FakeRegistry:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/token":
-            return self._issue_token(request)
+            return await self._issue_token(request)
         match request.path.strip("/").split("/"):
             case ["v2"]:
-                return web.json_response({})
-            case ["v2", *parts, "manifests", tag]:
+                return self._challenge(request) or _json_answer({})
+            case ["v2", *parts, "manifests", reference]:
                 repository = "/".join(parts)
                 return self._challenge(request, repository) or self._manifest(
-                    request, repository, tag
+                    request, repository, reference
                 )
             case ["v2", *parts, "blobs", digest]:
                 return self._challenge(request, "/".join(parts)) or self._blob(digest)
-        return _error(404, "UNSUPPORTED")
+        return web.Response(status=404, text="404 page not found")
 
-    def _manifest(self, request: web.Request, repository: str, tag: str) -> web.Response:
-        digest = tag if tag in self._types else self._tags.get((repository, tag))
-        if digest is None:
-            known = any(name == repository for name, _ in self._tags)
-            return _error(404, "MANIFEST_UNKNOWN" if known else "NAME_UNKNOWN")
-        media_type = self._types[digest]
-        accepted = request.headers.get("Accept", "*/*")
-        if media_type not in accepted and "*/*" not in accepted:
+    def _manifest(self, request: web.Request, repository: str, reference: str) -> web.Response:
+        digest = self._tags.get((repository, reference), reference)
+        if (repository, digest) not in self._links:
             return _error(404, "MANIFEST_UNKNOWN")
+        media_type = self._types[digest]
+        accepted = _accepted(request)
+        if media_type not in accepted:
+            if media_type == OCI_IMAGE or (media_type == OCI_INDEX and self.converts):
+                return _error(404, "MANIFEST_UNKNOWN")
+            if media_type == DOCKER.index and reference != digest:
+                # One platform's image, as if all the world had it.
+                digest, media_type = self._child(digest, "amd64"), DOCKER.image
+            if media_type == DOCKER.image not in accepted and self.converts:
+                digest, media_type = self._store(_json(_IN_SCHEMA_1)), SCHEMA_1
         headers = {"Docker-Content-Digest": digest, "Content-Type": media_type}
         return web.Response(body=self._blobs[digest], headers=headers)
+
+    def _child(self, index: str, architecture: str) -> str:
+        entries = json.loads(self._blobs[index])["manifests"]
+        chosen = (each for each in entries if each["platform"]["architecture"] == architecture)
+        digest: str = next(chosen)["digest"]
+        return digest
 
     def _blob(self, digest: str) -> web.Response:
         if digest not in self._blobs:
             return _error(404, "BLOB_UNKNOWN")
         return web.Response(body=self._blobs[digest], headers={"Docker-Content-Digest": digest})
 
-    def _challenge(self, request: web.Request, repository: str) -> web.Response | None:
-        """A 401 for whoever may not read `repository`."""
+    def _challenge(
+        self, request: web.Request, repository: str | None = None
+    ) -> web.Response | None:
+        """A 401 for whoever may not read `repository`, or here at all."""
         if not self.users and not self.tokens:
             return None
         scheme, _, value = request.headers.get("Authorization", "").partition(" ")
@@ -251,26 +342,47 @@ class FakeRegistry:
             if scheme == "Basic" and self._user(value) is not None:
                 return None
             return _error(401, "UNAUTHORIZED", 'Basic realm="fake"')
-        user, granted = self._granted.get(value, (None, ""))
-        if scheme == "Bearer" and granted == repository and (user or not self.users):
+        granted = self._granted.get(value) if scheme == "Bearer" else None
+        if granted is not None and (repository is None or repository in granted):
             return None
-        scope = f"repository:{repository}:pull"
-        realm = self.realm or f"{self.url}/token"
-        challenge = f'Bearer realm="{realm}",service="{self.host}",scope="{scope}"'
+        challenge = f'Bearer realm="{self.realm or f"{self.url}/token"}",service="{self.host}"'
+        if repository is not None:
+            challenge += f',scope="repository:{repository}:pull"'
+        if scheme == "Bearer":
+            error = "invalid_token" if granted is None else "insufficient_scope"
+            challenge += f',error="{error}"'
         return _error(401, "UNAUTHORIZED", challenge)
 
-    def _issue_token(self, request: web.Request) -> web.Response:
-        """A token for whom the login is good, and for anonymous callers, who may do less."""
+    async def _issue_token(self, request: web.Request) -> web.Response:
+        """A token for whom the login is good, and for anonymous callers, who may do less.
+
+        (distribution: docs/spec/auth/token.md and oauth.md)
+        """
+        if request.method == "POST":
+            form = await request.post()
+            user = self.identity_tokens.get(str(form.get("refresh_token")))
+            if form.get("grant_type") != "refresh_token" or user is None:
+                return _json_answer({"error": "invalid_grant"}, 400)
+            return self._granting(user, [str(form.get("scope", ""))], ["access_token"])
         _, _, value = request.headers.get("Authorization", "").partition(" ")
         user = self._user(value)
-        if value and user is None:
+        if value and user is None and not self.welcoming:
             return _error(401, "UNAUTHORIZED", 'Basic realm="fake"')
+        return self._granting(user, request.query.getall("scope", []), self.token_names)
+
+    def _granting(self, user: str | None, scopes: list[str], names: list[str]) -> web.Response:
+        wanted = {scope.split(":")[1] for scope in scopes if scope.count(":") > 1}
         token = secrets.token_hex(16)
-        self._granted[token] = (user, request.query["scope"].split(":")[1])
-        return web.json_response({"token": token} | self.token_answer)
+        anyone = wanted if user is not None or not self.users else wanted & self.public
+        self._granted[token] = frozenset(anyone)
+        return _json_answer(dict.fromkeys(names, token) | self.token_answer)
 
     def _user(self, credentials: str) -> str | None:
-        name, _, password = base64.b64decode(credentials).decode().partition(":")
+        """The user whose name and password these are."""
+        try:
+            name, _, password = base64.b64decode(credentials).decode().partition(":")
+        except ValueError:
+            return None
         return name if name and self.users.get(name) == password else None
 
     def revoke_tokens(self) -> None:
@@ -279,7 +391,7 @@ class FakeRegistry:
 
     # Real bytes
 
-    def _store_image(self, payload: bytes, platform: str) -> str:
+    def _store_image(self, payload: bytes, platform: str, types: Types) -> str:
         system, architecture = platform.split("/")
         archive = _archive(payload)
         layer = gzip.compress(archive, mtime=0)
@@ -294,12 +406,12 @@ class FakeRegistry:
         )
         manifest = {
             "schemaVersion": 2,
-            "mediaType": OCI_IMAGE,
-            "config": self._descriptor(OCI_CONFIG, config),
-            "layers": [self._descriptor(OCI_LAYER, layer)],
+            "mediaType": types.image,
+            "config": self._descriptor(types.config, config),
+            "layers": [self._descriptor(types.layer, layer)],
         }
         digest = self._store(_json(manifest))
-        self._types[digest] = OCI_IMAGE
+        self._types[digest] = types.image
         return digest
 
     def _descriptor(self, media_type: str, content: bytes) -> dict[str, Any]:
@@ -319,113 +431,27 @@ class FakeRegistry:
         return self._types.get(digest)
 
 
-# Faults
+_IN_SCHEMA_1 = {"schemaVersion": 1, "name": "demo/app", "fsLayers": [], "signatures": []}
 
 
-def answering(
-    status: int, headers: Mapping[str, str] | None = None, body: bytes = b'{"errors":[]}'
-) -> Fault:
-    """Always this answer."""
-
-    async def fault(_request: web.Request, _handle: Handler) -> web.StreamResponse:
-        return web.Response(status=status, headers=headers, body=body)
-
-    return fault
-
-
-def redirecting(url: str, status: int = 307) -> Fault:
-    """To another place: `url` with `{path}` replaced by the path that was asked for."""
-
-    async def fault(request: web.Request, _handle: Handler) -> web.StreamResponse:
-        location = url.replace("{path}", request.path)
-        return web.Response(status=status, headers={"Location": location}, body=b"moved")
-
-    return fault
-
-
-def with_header(name: str, *values: str) -> Fault:
-    """The right answer, but for a header: absent, changed, or repeated."""
-
-    async def fault(request: web.Request, handle: Handler) -> web.StreamResponse:
-        response = await handle(request)
-        response.headers.popall(name, None)
-        for value in values:
-            response.headers.add(name, value)
-        return response
-
-    return fault
-
-
-def with_body(body: bytes) -> Fault:
-    """The right headers over other bytes."""
-
-    async def fault(request: web.Request, handle: Handler) -> web.StreamResponse:
-        response = await handle(request)
-        return web.Response(
-            status=response.status,
-            headers={name: response.headers[name] for name in response.headers if name in _KEPT},
-            body=body,
-        )
-
-    return fault
-
-
-_KEPT = ("Content-Type", "Docker-Content-Digest")
-
-
-def hanging() -> Fault:
-    """Accepts and never answers."""
-
-    async def fault(_request: web.Request, _handle: Handler) -> web.StreamResponse:
-        await asyncio.Event().wait()
-        raise AssertionError("nobody sets this event")
-
-    return fault
-
-
-def resetting() -> Fault:
-    """Drops the connection before any answer."""
-
-    async def fault(request: web.Request, _handle: Handler) -> web.StreamResponse:
-        if request.transport is not None:
-            request.transport.abort()
-        return web.Response()
-
-    return fault
-
-
-def breaking_off() -> Fault:
-    """Promises a long body and drops the connection in the middle of it."""
-
-    async def fault(request: web.Request, _handle: Handler) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": OCI_IMAGE, "Content-Length": "999"})
-        await response.prepare(request)
-        await response.write(b"{")
-        if request.transport is not None:
-            request.transport.abort()
-        return response
-
-    return fault
-
-
-def streaming(chunk: bytes, pause: float = 0.0) -> Fault:
-    """A chunked body without an end: as fast as it is read, or a drip every `pause` seconds."""
-
-    async def fault(request: web.Request, _handle: Handler) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": OCI_IMAGE})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        while True:
-            await response.write(chunk)
-            await asyncio.sleep(pause)
-
-    return fault
+def _accepted(request: web.Request) -> set[str]:
+    """The media types that a client lists; `*/*` counts for nothing, as with distribution."""
+    listed = ",".join(request.headers.getall("Accept", []))
+    return {each.partition(";")[0].strip() for each in listed.split(",")}
 
 
 def _error(status: int, code: str, challenge: str | None = None) -> web.Response:
-    headers = {"WWW-Authenticate": challenge} if challenge else None
     errors = {"errors": [{"code": code, "message": "secret body of the registry"}]}
-    return web.json_response(errors, status=status, headers=headers)
+    answer = _json_answer(errors, status)
+    if challenge:
+        answer.headers["WWW-Authenticate"] = challenge
+    return answer
+
+
+def _json_answer(content: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status, body=_json(content), headers={"Content-Type": "application/json"}
+    )
 
 
 def _archive(payload: bytes) -> bytes:
