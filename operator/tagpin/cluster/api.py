@@ -37,7 +37,12 @@ async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> A
     Asks nothing of the API yet, so it works while that is away. In a cluster, the token is read
     again as it rotates. Raises ConfigurationError. Close the client with `disconnect`.
     """
-    configuration = Configuration(connection_pool_maxsize=connections)
+    configuration = Configuration(
+        connection_pool_maxsize=connections,
+        # A proxy that the environment names leads to registries; NO_PROXY as aiohttp reads it has
+        # no ranges, so the API server's address would not be excepted.
+        client_session_kwargs={"trust_env": False},
+    )
     try:
         if kubeconfig is None:
             load_incluster_config(configuration)

@@ -75,6 +75,15 @@ class TestConnecting:
         assert seen["User-Agent"] == f"tagpin/{__version__}"
         assert seen["Authorization"] == "Bearer sesame"
 
+    @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy"])
+    async def test_a_proxy_in_the_environment_is_not_for_the_api_server(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+        answer = answering(200, {"kind": "Secret", "apiVersion": "v1"})
+        async with server(tmp_path, answer) as client:
+            await read(client)
+
     async def test_a_kubeconfig_that_is_missing_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="absent is of no use"):
             await connect(tmp_path / "absent")
