@@ -6,10 +6,11 @@ for literals too, with nothing between check and use for a rebinding name to cha
 """
 
 import errno
+import re
 import socket
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -32,23 +33,37 @@ _NAT64 = ip_network("64:ff9b::/96")
 class AddressRules:
     """Ranges that are never reached, and ranges that only the inside of a network knows.
 
-    What is in neither is public.
+    What is in neither is public. With `block_private` only what is public is reached. Addresses
+    that are `allowed` are reached in spite of both, but no range makes an address public: of a
+    private one, strangers learn no more than before. What is `denied` is never reached.
     """
 
     blocked: tuple[Network, ...]
     private: tuple[Network, ...]
+    denied: tuple[Network, ...] = ()
+    allowed: tuple[Network, ...] = ()
+    block_private: bool = False
 
     def blocking(self, *ranges: str) -> Self:
-        """The same rules, with more blocked addresses or CIDR ranges."""
-        return replace(self, blocked=(*self.blocked, *map(ip_network, ranges)))
+        """The same rules, with more denied addresses or CIDR ranges, whatever is allowed."""
+        return replace(self, denied=(*self.denied, *map(ip_network, ranges)))
+
+    def allowing(self, *ranges: str) -> Self:
+        """The same rules, with more addresses or CIDR ranges that may be reached."""
+        return replace(self, allowed=(*self.allowed, *map(ip_network, ranges)))
 
     def blocks(self, address: Address) -> bool:
         """Whether nothing at `address` may be reached."""
-        return _is_in(innermost(address), self.blocked)
+        inner = innermost(address)
+        if _is_in(inner, self.denied):
+            return True
+        if _is_in(inner, self.allowed):
+            return False
+        return _is_in(inner, self.blocked) or (self.block_private and _is_in(inner, self.private))
 
     def is_public(self, address: Address) -> bool:
         """Whether anyone could reach `address`, so that speaking of it reveals nothing."""
-        return not _is_in(innermost(address), self.blocked + self.private)
+        return not _is_in(innermost(address), self.denied + self.blocked + self.private)
 
 
 DEFAULT_RULES = AddressRules(
@@ -99,17 +114,32 @@ DEFAULT_RULES = AddressRules(
         )
     ),
 )
-"""For production; wiring adds the address of the Kubernetes API."""
+"""For production; wiring adds the addresses of the Kubernetes API and of the pod itself."""
+
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 def is_blocked_name(host: str) -> bool:
-    """Whether `host` names something that no registry is called."""
+    """Whether `host` names something that no registry is called.
+
+    So does a number that is not written as addresses are (`127.1`, `0x7f000001`): who takes it
+    for one knows what it leads to, and we don't. (url.spec.whatwg.org: ends-in-a-number checker)
+    """
     name = host.lower().rstrip(".")
     return (
         name in ("localhost", "metadata", "metadata.google.internal", "kubernetes.default")
         or name.endswith(".localhost")
         or name.startswith("kubernetes.default.")
+        or (address_of(name) is None and bool(_NUMBER.fullmatch(name.rpartition(".")[2])))
     )
+
+
+def address_of(host: str) -> Address | None:
+    """The address that `host` spells, None where it is a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
 
 
 def innermost(address: Address) -> Address:
@@ -126,15 +156,19 @@ def innermost(address: Address) -> Address:
 
 @dataclass(slots=True)
 class Trace:
-    """The addresses that one request had to do with, in order of appearance."""
+    """The addresses that one request had to do with, in order of appearance.
 
-    opened: list[Address]
-    refused: list[Address]
+    `answering` says that it was sent, so that what comes is the answer to it.
+    """
+
+    opened: list[Address] = field(default_factory=list)
+    refused: list[Address] = field(default_factory=list)
+    answering: bool = False
 
     @classmethod
     def begin(cls) -> Self:
         """A new trace, filled by what the current task, and tasks that it starts, connect to."""
-        trace = cls([], [])
+        trace = cls()
         _trace.set(trace)
         return trace
 
@@ -147,6 +181,11 @@ def note_peer(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
     address = ip_address(sockaddr[0])
     _trace.get().opened.append(address)
     return address
+
+
+def note_sent() -> None:
+    """Record that the request is on its way, by a connection whose peer says nothing."""
+    _trace.get().answering = True
 
 
 def socket_factory(allows: Callable[[Address], bool]) -> SocketFactoryType:

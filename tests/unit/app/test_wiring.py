@@ -70,4 +70,4 @@ async def test_what_cannot_be_built_is_named(tmp_path: Path, config: str, messag
 def test_the_api_servers_address_is_no_registry() -> None:
     rules = _address_rules(read_settings(None, {}), {"KUBERNETES_SERVICE_HOST": "10.96.0.1"})
 
-    assert [str(network) for network in rules.blocked][-1] == "10.96.0.1/32"
+    assert [str(network) for network in rules.denied][-1] == "10.96.0.1/32"
