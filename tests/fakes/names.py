@@ -27,7 +27,7 @@ class FakeNames(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         self.asked.append(host)
-        rows = self._rows.get(host)
+        rows = self._rows.get(host.rstrip("."))  # absolute or not
         if not rows:
             raise OSError(f"{host} does not exist")
         row = rows.pop(0) if len(rows) > 1 else rows[0]

@@ -18,6 +18,7 @@ MAX_HOST = 253
 """Characters of a host name (RFC 1035 §2.3.4: 255 octets on the wire)."""
 
 MAX_PORT = 65535
+HTTPS_PORT = 443
 
 DOCKER_HUB_HOST = "registry-1.docker.io"
 
@@ -79,7 +80,7 @@ class RegistrySettings:
     @property
     def is_glob(self) -> bool:
         """Whether it stands for many hosts, so that none is exempt from the guard."""
-        return bool(re.search(r"[*?\[\]\\]", self.host)) and not _ADDRESS.fullmatch(self.host)
+        return _is_glob(self.host)
 
 
 class Places:
@@ -93,7 +94,11 @@ class Places:
         said = tuple(registries)
         self._listed = {_listed_place(each): each for each in said if not each.is_glob}
         globs = sorted((each for each in said if each.is_glob), key=_by_glob, reverse=True)
-        self._globs = tuple((*_glob(each.host), each) for each in globs)
+        self._globs = tuple(
+            (labels, port or HTTPS_PORT, each)
+            for each in globs
+            for labels, port in [_glob(each.host)]
+        )
         for each in said:
             for endpoint in each.mirrors:
                 self._list_mirror(each.host, _mirror(each.host, endpoint))
@@ -133,13 +138,12 @@ class Places:
         return chain(self._listed.values(), (each for _, _, each in self._globs))
 
     def _find(self, domain: str) -> tuple[URL, RegistrySettings | None]:
-        host = DOCKER_HUB_HOST if domain == DOCKER_HUB else domain
         for scheme in ("https", "http"):
-            origin = _origin(scheme, host)
+            origin = _origin(scheme, _hub(domain))
             settings = self.settings(origin)
             if settings is not None and settings.http == (scheme == "http"):
                 return origin, settings
-        return _origin("https", host), None
+        return _origin("https", _hub(domain)), None
 
     def _list_mirror(self, host: str, mirror: URL) -> None:
         settings = self.settings(mirror)
@@ -152,6 +156,37 @@ class Places:
         elif settings.is_glob:
             settings = replace(settings, host=_name(mirror))
         self._listed[place(mirror)] = settings
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryPolicy:
+    """Which registries references may name: hosts or globs, with or without a port.
+
+    A pattern among `allowed` without a port is for the port of https; without any pattern, all
+    are allowed. One among `denied` without a port is for every port, and counts more. They judge
+    names, and `docker.io` is registry-1.docker.io: what has other names, AddressRules can deny.
+
+    Raises ConfigurationError.
+    """
+
+    allowed: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.allowed, *self.denied):
+            _pattern(pattern)
+
+    def permits(self, domain: str) -> bool:
+        """Whether a reference may name this host."""
+        host, port = place(_origin("https", _hub(domain.lower())))
+        if any(_names(pattern, host, port, default=port) for pattern in self.denied):
+            return False
+        return not self.allowed or any(
+            _names(pattern, host, port, default=HTTPS_PORT) for pattern in self.allowed
+        )
+
+
+ANY_REGISTRY = RegistryPolicy()
 
 
 def place(url: URL) -> tuple[str, int]:
@@ -173,31 +208,58 @@ def _registry(domain: str, origin: URL, settings: RegistrySettings | None) -> Re
     )
 
 
+def _hub(domain: str) -> str:
+    """What is connected to for a domain."""
+    return DOCKER_HUB_HOST if domain == DOCKER_HUB else domain
+
+
 def _wrong(host: str, what: str) -> ConfigurationError:
     return ConfigurationError(f"registries: {host}: {what}")
 
 
 def _listed_place(settings: RegistrySettings) -> tuple[str, int]:
-    host = DOCKER_HUB_HOST if settings.host == DOCKER_HUB else settings.host
     try:
-        return place(_origin("http" if settings.http else "https", host))
+        return place(_origin("http" if settings.http else "https", _hub(settings.host)))
     except ValueError:
         raise ConfigurationError(f"registries: {settings.host!r} is not host[:port]") from None
+
+
+def _is_glob(host: str) -> bool:
+    return bool(re.search(r"[*?\[\]\\]", host)) and not _ADDRESS.fullmatch(host)
 
 
 def _by_glob(settings: RegistrySettings) -> str:
     return settings.host.lower()
 
 
-def _glob(pattern: str) -> tuple[tuple[str, ...], int]:
-    """The labels of a glob, and its port; raise ConfigurationError."""
+def _glob(pattern: str) -> tuple[tuple[str, ...], int | None]:
+    """The labels of a glob, and its port if it has one; raise ConfigurationError."""
     host, colon, port = pattern.lower().partition(":")
     labels = tuple(host.split("."))
     if not all(map(_GLOB_LABEL.fullmatch, labels)) or (colon and not _is_port(port)):
         raise ConfigurationError(f"registries: {pattern!r} is no glob of host[:port]")
     if host == "*":
         raise ConfigurationError("registries: a * stands for one label, not for all registries")
-    return labels, int(port or 443)
+    return labels, int(port) if port else None
+
+
+def _pattern(text: str) -> tuple[str | tuple[str, ...], int | None]:
+    """A host or the labels of a glob, and the port if it has one; raise ConfigurationError."""
+    if _is_glob(text):
+        return _glob(text)
+    try:
+        host, port = place(_origin("https", _hub(text.lower())))
+    except ValueError:
+        raise ConfigurationError(f"registries: {text!r} is not host[:port]") from None
+    return host, port if re.search(r":[0-9]+\Z", text) else None
+
+
+def _names(pattern: str, host: str, port: int, *, default: int) -> bool:
+    """Whether a pattern is for a host and port, with this port where it has none."""
+    named, its_port = _pattern(pattern)
+    if (its_port or default) != port:
+        return False
+    return named == host if isinstance(named, str) else _matches(named, host.split("."))
 
 
 def _matches(globs: Sequence[str], labels: Sequence[str]) -> bool:

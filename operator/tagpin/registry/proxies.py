@@ -139,3 +139,7 @@ def _address(host: str) -> Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+DIRECTLY = Proxies()
+"""No proxy anywhere."""

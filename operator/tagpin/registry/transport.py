@@ -1,6 +1,7 @@
 """The only user of aiohttp: one request to wherever it may go."""
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -9,20 +10,27 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from tagpin import __version__
 from tagpin.errors import ConfigurationError, Reason
 from tagpin.registry import guard
 from tagpin.registry.flow import Failure, Registry, Request, Response
-from tagpin.registry.places import Places, RegistrySettings
+from tagpin.registry.places import ANY_REGISTRY, Places, RegistryPolicy, RegistrySettings
+from tagpin.registry.proxies import DIRECTLY, Proxies, Proxy
 
 MAX_HEADER_FIELD = 8190
 MAX_OTHER_BODY = 64 * 1024
-"""What is read of an answer that is not 200, so that its connection can be used again."""
+"""What is read of an answer that is not 200: an error's text, or nothing if it is longer."""
+
+KEEPALIVE = 60.0
+"""Seconds for which a connection that nobody uses is kept."""
+NAME_AGE = 20
+"""Seconds for which the addresses of a name are remembered."""
 
 NAME_TIMEOUT = 0.5
 """Seconds that a name server has for its first answer, and twice as many for its second."""
@@ -83,11 +91,16 @@ class Transport:
     """Carries single requests; use as an async context manager.
 
     `places` is what the operator listed; all others are spoken to over https, at addresses that
-    `rules` allow. `ca` is PEM text trusted everywhere besides the system's authorities. `names`
-    resolves host names and stays the caller's to close. Times are seconds: `connect_timeout` per
-    connection, `read_timeout` between two reads. `per_host` and `total` bound the connections of
-    each trust class: those that were listed have connections of their own, so that no stranger's
-    registry can use them up. `observe` is told of every exchange.
+    `rules` allow, if `policy` permits what references name. `proxies` lead to those that no place
+    has another word for. `ca` is PEM text trusted everywhere besides the system's authorities.
+    `names` resolves host names and stays the caller's to close. Times are seconds:
+    `connect_timeout` per connection, `read_timeout` between two reads. `per_host` and `total` bound
+    the connections of each trust class: places that were listed have connections of their own, and
+    so have those of a glob, so that no stranger's registry can use them up. `observe` is told of
+    every exchange.
+
+    Through a proxy nobody sees which address a name has. What the URL itself shows is judged
+    here; to keep inner addresses from whoever chooses the names is the proxy's part.
     """
 
     def __init__(
@@ -95,6 +108,8 @@ class Transport:
         places: Places,
         *,
         rules: guard.AddressRules,
+        policy: RegistryPolicy = ANY_REGISTRY,
+        proxies: Proxies = DIRECTLY,
         ca: str | None = None,
         names: AbstractResolver | None = None,
         connect_timeout: float = 3.0,
@@ -106,6 +121,13 @@ class Transport:
     ) -> None:
         self._places = places
         self._rules = rules
+        self._policy = policy
+        self._proxies = proxies
+        self._own_proxies = {
+            each.host: Proxy.parse(each.proxy) if each.proxy else None
+            for each in places
+            if each.proxy is not None
+        }
         self._tls = _tls_context("all registries", ca)
         self._own_tls = {
             each.host: _tls_context(each.host, ca, each.ca)
@@ -113,10 +135,10 @@ class Transport:
             if each.ca is not None
         }
         self._names = names
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout, sock_read=read_timeout
-        )
-        self._limits = (total, per_host)
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._total = total
+        self._per_host = max(per_host, *(each.connections or 0 for each in places), 0)
         self._clock = clock
         self._observe = observe
         self._stack = AsyncExitStack()
@@ -129,13 +151,24 @@ class Transport:
             # it has one pool of threads for all, of four under uvloop.
             self._names = aiohttp.AsyncResolver(timeout=NAME_TIMEOUT, tries=NAME_TRIES)
             self._stack.push_async_callback(self._names.close)
-        rules = self._rules
+        names, rules = self._names, self._rules
+        absolute = _AbsoluteNames(names)
+        everywhere = guard.socket_factory(lambda _: True)
+        guarded = guard.socket_factory(lambda address: not rules.blocks(address))
+        public = guard.socket_factory(rules.is_public)
+        # What a registry leads to is judged for each request: no connection is kept.
+        derived = await self._open(absolute, guarded, pooled=False)
+        proxied_once = await self._open(names, _any_socket, _ProxiedResponse, pooled=False)
         self._sessions = _Sessions(
-            listed=await self._open(lambda _: True),
-            unlisted=await self._open(lambda address: not rules.blocks(address)),
-            # What the registry leads to is judged for each request: no connection is kept.
-            derived=await self._open(lambda address: not rules.blocks(address), pooled=False),
-            derived_public=await self._open(rules.is_public, pooled=False),
+            listed=await self._open(names, everywhere),
+            globbed=await self._pool(absolute, guarded, spare=derived),
+            unlisted=await self._pool(absolute, guarded, spare=derived),
+            derived=derived,
+            derived_public=await self._open(absolute, public, pooled=False),
+            # These connect to proxies alone, which the operator chose.
+            proxied_listed=await self._open(names, _any_socket, _ProxiedResponse),
+            proxied=await self._pool(names, _any_socket, _ProxiedResponse, spare=proxied_once),
+            proxied_derived=proxied_once,
         )
         return self
 
@@ -150,29 +183,30 @@ class Transport:
 
     async def exchange(self, request: Request, visit: Visit) -> Response:
         """The answer to one request; raises Failure, TransientFailure where it may pass."""
-        trusted = self.trusted(request.url, visit, derived=request.derived)
-        session = self._route(request, visit, trusted)
-        settings = self._places.settings(request.url)
-        tls = self._own_tls.get(settings.host, self._tls) if settings else self._tls
+        way = self._way(request, visit)
         trace = guard.Trace.begin()
+        if way.proxy is not None and (literal := guard.address_of(way.host)) is not None:
+            trace.opened.append(literal)
         started = self._clock()
         code = "cancelled"
         try:
-            large = self._large[trusted is not None]
-            response = await self._send(session, request, tls, large)
+            response = await self._send(way, request)
         except Failure as failure:
             code = failure.reason.value
             raise
         # uvloop raises RuntimeError where asyncio raises OSError (aiohappyeyeballs: impl.py)
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
-            translated = _failure_of(error, request.url, trace, self._rules)
+            translated = _failure_of(error, way, trace, self._rules)
             code = translated.reason.value
             raise translated from error
+        except asyncio.CancelledError:
+            visit.conceals = visit.conceals or way.conceals
+            raise
         else:
             code = _code(response.status)
             return response
         finally:
-            visit.note(trace, derived=request.derived, trusted=trusted is not None)
+            visit.note(trace, derived=request.derived, trusted=way.told)
             seconds = self._clock() - started
             self._observe(Exchange(visit.registry.name, request.method, code, seconds))
 
@@ -180,71 +214,175 @@ class Transport:
         """The operator's word about a place; a stranger's registry cannot call on it."""
         return self._places.settings(url) if visit.registry.listed or not derived else None
 
-    def _route(
-        self, request: Request, visit: Visit, trusted: RegistrySettings | None
+    def _way(self, request: Request, visit: Visit) -> "_Way":
+        """How a request may travel; Failure where it may not."""
+        name = visit.registry.ns or visit.registry.name
+        if not self._policy.permits(name):
+            raise Failure(Reason.BLOCKED, f"{name} is not among the registries that are allowed")
+        url = request.url
+        settings = self._places.settings(url)
+        trusted = self.trusted(url, visit, derived=request.derived)
+        exempt = trusted is not None and self._is_exempt(trusted, request, visit)
+        if url.scheme != "https":
+            self._check_plain(request, trusted if exempt else None)
+        proxy = self._proxy(url, settings)
+        connect = (settings.connect_timeout if settings else None) or self._connect_timeout
+        return _Way(
+            session=self._session(request, visit, trusted, exempt=exempt, proxied=bool(proxy)),
+            host=url.raw_host or "",
+            tls=self._own_tls.get(settings.host, self._tls) if settings else self._tls,
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                # To the proxy, its answer, TLS through it; directly it is but one connection.
+                connect=2 * connect + self._read_timeout if proxy else None,
+                sock_connect=connect,
+                sock_read=self._read_timeout,
+            ),
+            proxy=proxy,
+            told=trusted is not None,
+        )
+
+    def _is_exempt(self, trusted: RegistrySettings, request: Request, visit: Visit) -> bool:
+        """Whether a place may have any address, since the operator listed it in full.
+
+        Who may name a host below a glob is not the operator, so it cannot lead there either.
+        """
+        registry = self._places.settings(visit.registry.origin) if request.derived else trusted
+        return not trusted.is_glob and registry is not None and not registry.is_glob
+
+    def _check_plain(self, request: Request, trusted: RegistrySettings | None) -> None:
+        host = request.url.host
+        if trusted is None or not trusted.http:
+            raise Failure(Reason.BAD_ANSWER, f"{host} is not listed for plain http")
+        if "Authorization" in request.headers and not trusted.credentials_over_http:
+            raise Failure(Reason.UNAUTHORIZED, f"{host} gets no credentials over plain http")
+
+    def _proxy(self, url: URL, settings: RegistrySettings | None) -> Proxy | None:
+        if settings is not None and settings.host in self._own_proxies:
+            return self._own_proxies[settings.host]
+        return self._proxies.leading_to(url)
+
+    def _session(
+        self,
+        request: Request,
+        visit: Visit,
+        trusted: RegistrySettings | None,
+        *,
+        exempt: bool,
+        proxied: bool,
     ) -> aiohttp.ClientSession:
         """Which connections may carry a request."""
         if self._sessions is None:
             raise RuntimeError("the client is not open")
-        url = request.url
-        if url.scheme != "https" and (trusted is None or not trusted.http):
-            raise Failure(Reason.BAD_ANSWER, f"{url.host} is not listed for plain http")
-        if trusted is not None and not trusted.is_glob:
-            return self._sessions.listed
-        if guard.is_blocked_name(url.host or ""):
-            raise Failure(Reason.BLOCKED, f"{url.host} is no name of a registry")
-        if not request.derived:
-            return self._sessions.unlisted
-        if url.port not in (443, visit.registry.origin.port):
-            raise Failure(Reason.BLOCKED, f"port {url.port} of {url.host} was not expected")
-        if visit.reached_public:
-            return self._sessions.derived_public
-        return self._sessions.derived
+        if exempt:
+            return self._sessions.proxied_listed if proxied else self._sessions.listed
+        url, host = request.url, request.url.raw_host or ""
+        if guard.is_blocked_name(host):
+            raise Failure(Reason.BLOCKED, f"{host} is no name of a registry")
+        # A token server that the operator named may be private, though its registry is not.
+        inward = not visit.reached_public or host in visit.registry.token_hosts
+        if request.derived and url.port not in (443, visit.registry.origin.port):
+            raise Failure(Reason.BLOCKED, f"port {url.port} of {host} was not expected")
+        if proxied:
+            self._check_literal(host, public=request.derived and not inward)
+        match request.derived, proxied:
+            case True, True:
+                return self._sessions.proxied_derived
+            case False, True:
+                return self._sessions.proxied.session
+            case True, False:
+                return self._sessions.derived if inward else self._sessions.derived_public
+            case _:
+                pool = self._sessions.globbed if trusted else self._sessions.unlisted
+                return pool.session
 
-    async def _send(
-        self,
-        session: aiohttp.ClientSession,
-        request: Request,
-        tls: ssl.SSLContext,
-        large: asyncio.Semaphore,
-    ) -> Response:
-        async with session.request(
+    def _check_literal(self, host: str, *, public: bool) -> None:
+        """What the guard says to an address, of one that only the proxy will connect to."""
+        address = guard.address_of(host)
+        if address is None:
+            return
+        if self._rules.blocks(address):
+            raise Failure(Reason.BLOCKED, f"{host} is an address that is not allowed")
+        if public and not self._rules.is_public(address):
+            raise Failure(
+                Reason.BLOCKED, f"{host} is private, unlike the registry that leads there"
+            )
+
+    async def _send(self, way: "_Way", request: Request) -> Response:
+        headers = dict(request.headers)
+        proxy_headers: dict[str, str] = {}
+        if way.proxy is not None and way.proxy.authorization is not None:
+            # A tunnel is asked for in a request of its own; plain http has but this one.
+            to_proxy = proxy_headers if request.url.scheme == "https" else headers
+            to_proxy["Proxy-Authorization"] = way.proxy.authorization
+        async with way.session.request(
             request.method,
             request.url,
-            headers=request.headers,
+            headers=headers,
             data=request.body or None,
-            ssl=tls,
+            ssl=way.tls,
+            # Through a tunnel aiohttp takes the final dot of a name for a part of it.
+            server_hostname=way.host.rstrip(".") if way.proxy else None,
+            proxy=way.proxy.url if way.proxy else None,
+            proxy_headers=proxy_headers or None,
+            timeout=way.timeout,
             allow_redirects=False,
         ) as response:
-            headers = tuple(response.headers.items())
+            answer_headers = tuple(response.headers.items())
+            large = self._large[way.told]
             if response.status == HTTPStatus.OK:
                 body = await _read(response, request.max_body, large)
                 if body is None:
                     detail = f"the answer is longer than {request.max_body} bytes"
                     raise Failure(Reason.BAD_ANSWER, detail)
-                return Response(response.status, headers, body)
-            if await _read(response, MAX_OTHER_BODY, large) is None:
+                return Response(response.status, answer_headers, body)
+            body = await _read(response, MAX_OTHER_BODY, large)
+            if body is None:
                 response.close()
-            return Response(response.status, headers)
+            return Response(response.status, answer_headers, body or b"")
+
+    async def _pool(
+        self,
+        names: AbstractResolver,
+        sockets: aiohttp.SocketFactoryType,
+        response_class: type[aiohttp.ClientResponse] | None = None,
+        *,
+        spare: aiohttp.ClientSession,
+    ) -> "_Pool":
+        """Connections that are kept, while there are less than `total`."""
+        open_sockets: WeakSet[socket.socket] = WeakSet()
+
+        def counted(info: aiohttp.AddrInfoType) -> socket.socket:
+            made = sockets(info)
+            open_sockets.add(made)
+            return made
+
+        kept = await self._open(names, counted, response_class)
+        return _Pool(kept, spare, open_sockets, self._total)
 
     async def _open(
-        self, allows: Callable[[guard.Address], bool], *, pooled: bool = True
+        self,
+        names: AbstractResolver,
+        sockets: aiohttp.SocketFactoryType,
+        response_class: type[aiohttp.ClientResponse] | None = None,
+        *,
+        pooled: bool = True,
     ) -> aiohttp.ClientSession:
-        total, per_host = self._limits
         connector = aiohttp.TCPConnector(
-            resolver=self._names,
-            socket_factory=guard.socket_factory(allows),
+            resolver=names,
+            socket_factory=sockets,
             force_close=not pooled,
-            limit=total,
-            limit_per_host=per_host,
+            keepalive_timeout=KEEPALIVE if pooled else None,
+            limit=self._total,
+            limit_per_host=self._per_host,
+            ttl_dns_cache=NAME_AGE,
         )
         return await self._stack.enter_async_context(
             aiohttp.ClientSession(
                 connector=connector,
-                response_class=_PeerNotingResponse,
+                response_class=response_class or _PeerNotingResponse,
                 headers={"User-Agent": f"tagpin/{__version__}", "Accept-Encoding": "identity"},
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=self._timeout,
                 auto_decompress=False,
                 trust_env=False,
                 max_line_size=MAX_HEADER_FIELD,
@@ -262,13 +400,50 @@ class Unconnected(TransientFailure):
 
 
 @dataclass(frozen=True, slots=True)
+class _Pool:
+    """Connections that are kept for the next request, until there are `most`."""
+
+    kept: aiohttp.ClientSession
+    spare: aiohttp.ClientSession
+    """Keeps none, and is guarded as the other one is."""
+    sockets: WeakSet[socket.socket]
+    most: int
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """What carries the next request: aiohttp itself bounds only connections in use."""
+        return self.kept if len(self.sockets) < self.most else self.spare
+
+
+@dataclass(frozen=True, slots=True)
 class _Sessions:
-    """One session, with its connector, per class of trust."""
+    """One session, with its connector, or a pool of them per class of trust."""
 
     listed: aiohttp.ClientSession
-    unlisted: aiohttp.ClientSession
+    globbed: _Pool
+    unlisted: _Pool
     derived: aiohttp.ClientSession
     derived_public: aiohttp.ClientSession
+    proxied_listed: aiohttp.ClientSession
+    proxied: _Pool
+    proxied_derived: aiohttp.ClientSession
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a request gets to its host; `told` where strangers may hear what comes of it."""
+
+    session: aiohttp.ClientSession
+    host: str
+    tls: ssl.SSLContext
+    timeout: aiohttp.ClientTimeout
+    proxy: Proxy | None
+    told: bool
+
+    @property
+    def conceals(self) -> bool:
+        """Whether a failure on the way could be one of an inner address: nobody has seen it."""
+        return self.proxy is not None and not self.told
 
 
 class _PeerNotingResponse(aiohttp.ClientResponse):
@@ -281,6 +456,35 @@ class _PeerNotingResponse(aiohttp.ClientResponse):
             raise aiohttp.ServerDisconnectedError
         guard.note_peer(peer)
         return await super().start(connection)
+
+
+class _ProxiedResponse(aiohttp.ClientResponse):
+    """Notes that the request went out, behind whatever the proxy had to be told before."""
+
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        guard.note_sent()
+        return await super().start(connection)
+
+
+class _AbsoluteNames(AbstractResolver):
+    """Looks names of two dots or more up as they are: no search domain makes Services of them."""
+
+    def __init__(self, names: AbstractResolver) -> None:
+        self._names = names
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        is_whole = host.count(".") >= 2 and not host.endswith(".")  # noqa: PLR2004 - dots
+        return await self._names.resolve(f"{host}." if is_whole else host, port, family)
+
+    async def close(self) -> None:
+        """Leave that to whoever owns the names."""
+
+
+def _any_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = info
+    return socket.socket(family, kind, protocol)
 
 
 async def _read(
@@ -305,14 +509,42 @@ async def _read(
 
 
 def _failure_of(
-    error: Exception, url: URL, trace: guard.Trace, rules: guard.AddressRules
+    error: Exception, way: _Way, trace: guard.Trace, rules: guard.AddressRules
 ) -> Failure:
     """What an exception of aiohttp means."""
-    host = url.host
+    if way.proxy is not None:
+        failure = (
+            _answer_failure(error, way.host)
+            if trace.answering
+            else _proxy_failure(error, way.host, way.proxy)
+        )
+        failure.concealed = way.conceals
+        return failure
     if trace.refused and not trace.opened:
         if any(rules.blocks(address) for address in trace.refused):
-            return Failure(Reason.BLOCKED, f"{host} has an address that is not allowed")
-        return Failure(Reason.BLOCKED, f"{host} is private, unlike the registry that leads there")
+            return Failure(Reason.BLOCKED, f"{way.host} has an address that is not allowed")
+        detail = f"{way.host} is private, unlike the registry that leads there"
+        return Failure(Reason.BLOCKED, detail)
+    return _answer_failure(error, way.host)
+
+
+def _proxy_failure(error: Exception, host: str, proxy: Proxy) -> Failure:
+    """What it means that no proxy led to a host."""
+    by = f"through the proxy {proxy.name}"
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return Failure(Reason.TLS, f"no trusted TLS with {host} {by}")
+        case aiohttp.ClientHttpProxyError(status=status):
+            detail = f"the proxy {proxy.name} answered {status} to the wish for {host}"
+            is_passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            return (Unconnected if is_passing else Failure)(Reason.UNREACHABLE, detail)
+        case TimeoutError():
+            return Unconnected(Reason.TIMEOUT, f"no connection to {host} in time {by}")
+        case _:
+            return Unconnected(Reason.UNREACHABLE, f"no connection to {host} {by}")
+
+
+def _answer_failure(error: Exception, host: str) -> Failure:
     match error:
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
             return Failure(Reason.TLS, f"no trusted TLS with {host}")
@@ -322,7 +554,7 @@ def _failure_of(
             return _silence_of(error, host)
 
 
-def _silence_of(error: Exception, host: str | None) -> TransientFailure:
+def _silence_of(error: Exception, host: str) -> TransientFailure:
     match error:
         case aiohttp.ConnectionTimeoutError():
             return Unconnected(Reason.TIMEOUT, f"no connection to {host} in time")
