@@ -129,7 +129,7 @@ class Places:
             (
                 each
                 for labels, its_port, each in self._globs
-                if its_port == port and _matches(labels, host.split("."))
+                if its_port == port and _matches(labels, host)
             ),
             None,
         )
@@ -239,7 +239,7 @@ def _glob(pattern: str) -> tuple[tuple[str, ...], int | None]:
     if not all(map(_GLOB_LABEL.fullmatch, labels)) or (colon and not _is_port(port)):
         raise ConfigurationError(f"registries: {pattern!r} is no glob of host[:port]")
     if host == "*":
-        raise ConfigurationError("registries: a * stands for one label, not for all registries")
+        raise _wrong(pattern, "a * stands for one label, not for all registries")
     return labels, int(port) if port else None
 
 
@@ -259,11 +259,13 @@ def _names(pattern: str, host: str, port: int, *, default: int) -> bool:
     named, its_port = _pattern(pattern)
     if (its_port or default) != port:
         return False
-    return named == host if isinstance(named, str) else _matches(named, host.split("."))
+    return named == host if isinstance(named, str) else _matches(named, host)
 
 
-def _matches(globs: Sequence[str], labels: Sequence[str]) -> bool:
-    return len(globs) == len(labels) and all(map(glob_matches, globs, labels))
+def _matches(globs: Sequence[str], host: str) -> bool:
+    labels = host.split(".")
+    is_name = ":" not in host
+    return is_name and len(globs) == len(labels) and all(map(glob_matches, globs, labels))
 
 
 def _is_port(text: str) -> bool:
