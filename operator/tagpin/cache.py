@@ -60,8 +60,9 @@ class Cache(Generic[K, V]):
 
     `clock` gives monotonic seconds. `lifetime(value)` is how long a value may serve
     (for ever, unless told), to a call of any `max_age`. `error_age(error)`
-    is how long an error is raised again without a load (never, unless told); an error that
-    `disproves` the value makes the cache forget it. `observe` is told of every use.
+    is how long after its arrival an error is raised again without a load (never, unless told): a
+    load that nobody answered may have taken longer than that. An error that `disproves` the value
+    makes the cache forget it. `observe` is told of every use.
     """
 
     def __init__(
@@ -115,6 +116,12 @@ class Cache(Generic[K, V]):
         await asyncio.wait([flight.task])  # unlike awaiting it, this cancels nothing
         return Answer(flight.task.result(), flight.started, use)
 
+    def serves(self, key: K, *, max_age: float = math.inf) -> bool:
+        """Whether `get` would do without a load of its own, if it were called now."""
+        oldest = self._clock() - max_age
+        known = (self._values.get(key), self._errors.get(key), self._loads.get(key))
+        return any(each is not None and each.started >= oldest for each in known)
+
     def stale(self, key: K) -> Answer[V] | None:
         """The last known value within its lifetime, however old; counts as a use."""
         known = self.peek(key)
@@ -167,7 +174,8 @@ class Cache(Generic[K, V]):
         try:
             value = await load()
         except Exception as error:
-            self._keep_error(key, _Kept(error, started, started + self._error_age(error)))
+            expires = self._clock() + self._error_age(error)
+            self._keep_error(key, _Kept(error, started, expires))
             raise
         self._keep_value(key, _Kept(value, started, started + self._lifetime(value)))
         return value
