@@ -1,17 +1,22 @@
-"""Carries out the conversations of flow: logs in, tries again, keeps to the time."""
+"""Carries out the conversations of flow: logs in, tries again, keeps to time and limits."""
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
 from aiohttp.abc import AbstractResolver
+from cachetools import LRUCache
 
 from tagpin.cache import Cache
 from tagpin.errors import Reason, Unobtainable
@@ -27,15 +32,35 @@ from tagpin.registry.flow import (
     Response,
     Token,
 )
+from tagpin.registry.limits import MAX_PLACES, Circuits, Pace, Slots, parse_retry_after
 from tagpin.registry.login import fetch_token
-from tagpin.registry.places import Places, RegistrySettings
-from tagpin.registry.transport import Exchange, TransientFailure, Transport, Visit
+from tagpin.registry.places import ANY_REGISTRY, Places, RegistryPolicy, RegistrySettings, place
+from tagpin.registry.proxies import DIRECTLY, Proxies
+from tagpin.registry.transport import Exchange, TransientFailure, Transport, Unconnected, Visit
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_RETRIED = frozenset({500, 502, 503, 504, 522})
+_RETRIED = frozenset({408, 429, 499, 500, 502, 503, 504, 522})
+_THROTTLING = {429: Reason.RATE_LIMITED, 503: Reason.UNREACHABLE}
+"""Statuses that can say when to come back."""
+
+DEFAULT_PORT = 443
+
+_Place: TypeAlias = tuple[str, int]
+
+
+class Throttled(Failure):
+    """The registry answered, and wants to be left alone for `seconds`."""
+
+    def __init__(self, reason: Reason, detail: str, seconds: float) -> None:
+        super().__init__(reason, detail)
+        self.seconds = seconds
+
+
+class Unasked(Failure):
+    """Limits of our own were in the way, or our time was over before somebody was asked."""
 
 
 class Identities(Protocol):
@@ -56,17 +81,38 @@ def _pause() -> float:
     return random.uniform(0.1, 0.4)  # noqa: S311 - spreads load, protects nothing
 
 
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class _Talk:
+    """One conversation: when it must be over, by the event loop's clock, and who is silent."""
+
+    visit: Visit
+    deadline: float
+    awaits: bool = False
+    """Whether somebody owes us an answer."""
+
+    @property
+    def remaining(self) -> float:
+        return self.deadline - asyncio.get_running_loop().time()
+
+
 class RegistryClient:
     """Runs conversations with registries; use as an async context manager.
 
     `registries` are those that the operator listed; all others are spoken to over https, at
-    addresses that `rules` allow. `ca` is PEM text trusted everywhere besides the system's
+    addresses that `rules` allow, if `policy` permits what references name. `proxies` lead to those
+    that no registry has another word for. `ca` is PEM text trusted everywhere besides the system's
     authorities. `names` resolves host names and stays the caller's to close. `identities` gives
     the credentials that candidates only name. Times are seconds:
     `connect_timeout` per connection, `read_timeout` between two reads. `per_host` and `total`
     bound the connections of each trust class: those that were listed have connections of their
     own, so that no stranger's registry can use them up. A request is retried `retries` times where
-    that can help, after a pause drawn from `jitter`. `observe` is told of every exchange.
+    that can help, after a pause drawn from `jitter`. A place that cannot be connected to is left
+    alone for a while, as Circuits does; `draw` is for its jitter. `clock` is monotonic, `now` the
+    wall clock (UTC). `observe` is told of every exchange.
     """
 
     def __init__(
@@ -74,6 +120,8 @@ class RegistryClient:
         *,
         registries: Iterable[RegistrySettings] = (),
         rules: guard.AddressRules = guard.DEFAULT_RULES,
+        policy: RegistryPolicy = ANY_REGISTRY,
+        proxies: Proxies = DIRECTLY,
         ca: str | None = None,
         names: AbstractResolver | None = None,
         identities: Identities | None = None,
@@ -83,8 +131,10 @@ class RegistryClient:
         total: int = 1024,
         retries: int = 2,
         jitter: Callable[[], float] = _pause,
+        draw: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = _utc_now,
         observe: Callable[[Exchange], None] = lambda _: None,
     ) -> None:
         self._places = Places(registries)
@@ -92,6 +142,8 @@ class RegistryClient:
         self._transport = Transport(
             self._places,
             rules=rules,
+            policy=policy,
+            proxies=proxies,
             ca=ca,
             names=names,
             connect_timeout=connect_timeout,
@@ -103,9 +155,18 @@ class RegistryClient:
         )
         self._identities = identities or _NoIdentities()
         self._longest_login = 2 * (connect_timeout + read_timeout)
+        self._per_host = per_host
         self._retries = retries
         self._jitter = jitter
         self._sleep = sleep
+        self._clock = clock
+        self._now = now
+        # By whose answer led there, too: what a stranger names must not be closed to others.
+        self._circuits: Circuits[tuple[_Place, _Place]] = Circuits(
+            clock=clock, draw=draw, opened=_log_opened, closed=_log_closed
+        )
+        self._connections: Slots[_Place] = Slots()
+        self._paces: LRUCache[_Place, Pace] = LRUCache(MAX_PLACES)
         self._key = secrets.token_bytes(32)
         self._tokens: Cache[object, Token] = Cache(
             maxsize=1000,
@@ -132,29 +193,58 @@ class RegistryClient:
         """The registry that references name `domain`; ValueError where that is no place."""
         return self._places.registry(domain)
 
+    def mirrors(self, domain: str) -> tuple[Registry, ...]:
+        """The registries to ask before that one, in this order."""
+        return self._places.mirrors(domain)
+
+    def share(self, registry: Registry) -> int:
+        """How many conversations with `registry` one tenant may have at a time.
+
+        Some connections are left for others; and where there is a rate, its turns of one second.
+        """
+        settings = self._places.settings(registry.origin)
+        share = self._per_host_at(settings) * 3 // 4
+        if settings is not None and settings.requests_per_second is not None:
+            share = min(share, math.floor(settings.requests_per_second))
+        return max(1, share)
+
+    def time_for(self, registry: Registry, seconds: float) -> float:
+        """How long a question to `registry` may take, of so many seconds."""
+        settings = self._places.settings(registry.origin)
+        longest = settings.timeout if settings is not None else None
+        return seconds if longest is None else min(seconds, longest)
+
+    def open_circuits(self) -> tuple[str, ...]:
+        """The places that are not asked now, since nobody could connect to them lately."""
+        return tuple(_shown(where) for where, _ in self._circuits.open())
+
     async def run(self, flow: Flow[T], registry: Registry, *, within: float) -> T:
         """Carry out a conversation that `registry` is the subject of, in `within` seconds.
 
-        Raises Failure. It is `concealed` where an address took part that is not public, and that
-        no place has which the operator listed.
+        Raises Failure: a TransientFailure where somebody was silent, Throttled where they want to
+        be left alone, Unasked where no request went out. It is `concealed` where an address took
+        part that is not public, and that no place has which the operator listed.
         """
         return await self._visit(flow, Visit(registry, self._rules), within)
 
     async def _visit(self, flow: Flow[T], visit: Visit, within: float) -> T:
+        within = self.time_for(visit.registry, within)
+        talk = _Talk(visit, asyncio.get_running_loop().time() + within)
         try:
-            async with asyncio.timeout(within):
-                return await self._drive(flow, visit)
+            async with asyncio.timeout_at(talk.deadline):
+                return await self._drive(flow, talk)
         except TimeoutError:
             # A login may be shared with another visit, which alone knows its addresses.
             concealed = visit.conceals or visit.logs_in_at_a_stranger
+            kind = TransientFailure if talk.awaits else Unasked
             detail = f"no answer within {within:g} s"
-            raise Failure(Reason.TIMEOUT, detail, concealed=concealed) from None
+            raise kind(Reason.TIMEOUT, detail, concealed=concealed) from None
         except Failure as failure:
-            if failure.concealed or not visit.conceals:
-                raise
-            raise Failure(failure.reason, str(failure), concealed=True) from failure
+            # Others may share the failure of a login: they hide no less for it.
+            failure.concealed = failure.concealed or visit.conceals
+            raise
 
-    async def _drive(self, flow: Flow[T], visit: Visit) -> T:
+    async def _drive(self, flow: Flow[T], talk: _Talk) -> T:
         proceed = partial(next, flow)
         try:
             while True:
@@ -163,13 +253,13 @@ class RegistryClient:
                 try:
                     match step:
                         case Login():
-                            reply = await self._log_in(step, visit)
+                            reply = await self._log_in(step, talk)
                         case Obtain():
                             reply = await self._obtain(step)
                         case _:
-                            reply = await self._ask(step, visit)
+                            reply = await self._ask(step, talk)
                 except Failure as failure:
-                    visit.logs_in_at_a_stranger = False
+                    talk.visit.logs_in_at_a_stranger = talk.awaits = False
                     proceed = partial(flow.throw, failure)
                 else:
                     proceed = partial(flow.send, reply)
@@ -188,8 +278,9 @@ class RegistryClient:
             detail = f"there is no credential of {provider} now"
             raise Failure(Reason.UNAUTHORIZED, detail) from error
 
-    async def _log_in(self, login: Login, visit: Visit) -> str:
+    async def _log_in(self, login: Login, talk: _Talk) -> str:
         """A token that may be used by whoever holds the same credential, and nobody else."""
+        visit = talk.visit
         who = fingerprint(self._key, (login.credential,) if login.credential else ())
         key = (login.registry.origin, login.realm, login.service, login.scope, who)
         known = self._tokens.peek(key)
@@ -204,26 +295,118 @@ class RegistryClient:
 
         derived = login.realm.origin() != login.registry.origin
         trusted = self._transport.trusted(login.realm, visit, derived=derived)
-        visit.logs_in_at_a_stranger = trusted is None
+        visit.logs_in_at_a_stranger, talk.awaits = trusted is None, True
         token = (await self._tokens.get(key, load)).value
-        visit.logs_in_at_a_stranger = False
+        visit.logs_in_at_a_stranger = talk.awaits = False
         return token.value
 
-    async def _ask(self, request: Request, visit: Visit) -> Response:
-        """The answer to a request, which is repeated where that can help."""
-        previous = 0
-        for _ in range(self._retries):
+    async def _ask(self, request: Request, talk: _Talk) -> Response:
+        """The answer to a request, which is repeated where that can help and there is time."""
+        retries, previous = self._retries, 0
+        while True:
+            pause = self._jitter()
+            outcome: Response | TransientFailure
             try:
-                response = await self._transport.exchange(request, visit)
-            except TransientFailure:
-                previous = 0
+                outcome = await self._attempt(request, talk)
+            except TransientFailure as failure:
+                outcome, status = failure, 0
             else:
+                status = outcome.status
+                if status not in _RETRIED:
+                    return outcome
+                pause += self._wanted_pause(outcome)
+            if (
+                retries == 0
+                or pause >= talk.remaining
                 # The same error twice is what some registries say to bad input for ever.
-                if response.status not in _RETRIED or response.status == previous:
-                    return response
-                previous = response.status
-            await self._sleep(self._jitter())
-        return await self._transport.exchange(request, visit)
+                or (status == previous and status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+                or self._circuits.refuses(_route(request, talk))
+            ):
+                return self._given_up(outcome, request)
+            retries, previous = retries - 1, status
+            await self._sleep(pause)
+
+    def _given_up(self, outcome: Response | TransientFailure, request: Request) -> Response:
+        """What the last attempt came to."""
+        if isinstance(outcome, TransientFailure):
+            raise outcome
+        if seconds := self._wanted_pause(outcome):
+            detail = f"{request.url.host} answered {outcome.status}, and to wait {seconds:.0f} s"
+            raise Throttled(_THROTTLING[outcome.status], detail, seconds)
+        return outcome
+
+    def _wanted_pause(self, response: Response) -> float:
+        """Seconds for which the server wants to be left alone."""
+        if response.status not in _THROTTLING:
+            return 0.0
+        said = (parse_retry_after(each, self._now()) for each in response.values("retry-after"))
+        return max((seconds for seconds in said if seconds is not None), default=0.0)
+
+    async def _attempt(self, request: Request, talk: _Talk) -> Response:
+        """The answer to one request, when and if our limits let it out."""
+        where, route = place(request.url), _route(request, talk)
+        settings = self._places.settings(request.url)
+        self._check_circuit(route, self._circuits.refuses(route))
+        await self._keep_pace(where, settings, talk)
+        release = await self._connections.take(where, self._per_host_at(settings))
+        try:
+            # It may have opened while we stood in line; so a whole line is gone at once.
+            self._check_circuit(route, not self._circuits.admits(route))
+            since, talk.awaits = self._clock(), True
+            try:
+                response = await self._transport.exchange(request, talk.visit)
+            except Unconnected:
+                self._circuits.failed(route, since=since)
+                raise
+            except Failure:
+                self._circuits.answered(route)
+                raise
+            self._circuits.answered(route)
+            talk.awaits = False
+            return response
+        finally:
+            release()
+
+    def _check_circuit(self, route: tuple[_Place, _Place], refuses: bool) -> None:  # noqa: FBT001
+        if refuses:
+            detail = f"nobody could connect to {_shown(route[0])} lately"
+            raise Unasked(Reason.UNREACHABLE, detail)
+
+    async def _keep_pace(
+        self, where: _Place, settings: RegistrySettings | None, talk: _Talk
+    ) -> None:
+        rate = settings.requests_per_second if settings is not None else None
+        if rate is None:
+            return
+        pace = self._paces.setdefault(where, Pace(rate, clock=self._clock))
+        seconds = pace.reserve(talk.remaining)
+        if seconds is None:
+            detail = f"{_shown(where)} is to have {rate:g} requests a second, and has more in line"
+            raise Unasked(Reason.RATE_LIMITED, detail)
+        if seconds:
+            await self._sleep(seconds)
+
+    def _per_host_at(self, settings: RegistrySettings | None) -> int:
+        return (settings.connections if settings is not None else None) or self._per_host
+
+
+def _route(request: Request, talk: _Talk) -> tuple[_Place, _Place]:
+    """Where a request leads, and whose conversation leads it there."""
+    return place(request.url), place(talk.visit.registry.origin)
+
+
+def _shown(where: _Place) -> str:
+    host, port = where
+    host = f"[{host}]" if ":" in host else host
+    return host if port == DEFAULT_PORT else f"{host}:{port}"
+
+
+def _log_opened(route: tuple[_Place, _Place]) -> None:
+    log.warning("nobody can connect to %s: it is left alone for a while", _shown(route[0]))
+
+
+def _log_closed(route: tuple[_Place, _Place]) -> None:
+    log.info("%s can be connected to again", _shown(route[0]))
 
 
 def _token_error_age(error: Exception) -> float:
