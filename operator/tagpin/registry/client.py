@@ -49,6 +49,11 @@ _THROTTLING = {429: Reason.RATE_LIMITED, 503: Reason.UNREACHABLE}
 DEFAULT_PORT = 443
 
 _Place: TypeAlias = tuple[str, int]
+_Route: TypeAlias = tuple[_Place, _Place]
+"""Where a request leads, and whose registry leads it there.
+
+Limits are by both: a stranger's registry can name any place, and must not close it to others.
+"""
 
 
 class Throttled(Failure):
@@ -107,9 +112,10 @@ class RegistryClient:
     that no registry has another word for. `ca` is PEM text trusted everywhere besides the system's
     authorities. `names` resolves host names and stays the caller's to close. `identities` gives
     the credentials that candidates only name. Times are seconds:
-    `connect_timeout` per connection, `read_timeout` between two reads. `per_host` and `total`
-    bound the connections of each trust class: those that were listed have connections of their
-    own, so that no stranger's registry can use them up. A request is retried `retries` times where
+    `connect_timeout` per connection, `read_timeout` between two reads. `per_host` bounds the
+    requests under way to a host, of each registry that leads there; `total` the connections of
+    each trust class: those that were listed have connections of their own, so that no stranger's
+    registry can use them up. A request is retried `retries` times where
     that can help, after a pause drawn from `jitter`. A place that cannot be connected to is left
     alone for a while, as Circuits does; `draw` is for its jitter. `clock` is monotonic, `now` the
     wall clock (UTC). `observe` is told of every exchange.
@@ -161,11 +167,10 @@ class RegistryClient:
         self._sleep = sleep
         self._clock = clock
         self._now = now
-        # By whose answer led there, too: what a stranger names must not be closed to others.
-        self._circuits: Circuits[tuple[_Place, _Place]] = Circuits(
+        self._circuits: Circuits[_Route] = Circuits(
             clock=clock, draw=draw, opened=_log_opened, closed=_log_closed
         )
-        self._connections: Slots[_Place] = Slots()
+        self._connections: Slots[_Route] = Slots()
         self._paces: LRUCache[_Place, Pace] = LRUCache(MAX_PLACES)
         self._key = secrets.token_bytes(32)
         self._tokens: Cache[object, Token] = Cache(
@@ -344,14 +349,15 @@ class RegistryClient:
 
     async def _attempt(self, request: Request, talk: _Talk) -> Response:
         """The answer to one request, when and if our limits let it out."""
-        where, route = place(request.url), _route(request, talk)
-        settings = self._places.settings(request.url)
-        self._check_circuit(route, self._circuits.refuses(route))
-        await self._keep_pace(where, settings, talk)
-        release = await self._connections.take(where, self._per_host_at(settings))
+        route, settings = _route(request, talk), self._places.settings(request.url)
+        if self._circuits.refuses(route):
+            raise _left_alone(route)
+        await self._keep_pace(request, talk)
+        release = await self._connections.take(route, self._per_host_at(settings))
         try:
             # It may have opened while we stood in line; so a whole line is gone at once.
-            self._check_circuit(route, not self._circuits.admits(route))
+            if not self._circuits.admits(route):
+                raise _left_alone(route)
             since, talk.awaits = self._clock(), True
             try:
                 response = await self._transport.exchange(request, talk.visit)
@@ -367,19 +373,16 @@ class RegistryClient:
         finally:
             release()
 
-    def _check_circuit(self, route: tuple[_Place, _Place], refuses: bool) -> None:  # noqa: FBT001
-        if refuses:
-            detail = f"nobody could connect to {_shown(route[0])} lately"
-            raise Unasked(Reason.UNREACHABLE, detail)
-
-    async def _keep_pace(
-        self, where: _Place, settings: RegistrySettings | None, talk: _Talk
-    ) -> None:
-        rate = settings.requests_per_second if settings is not None else None
-        if rate is None:
+    async def _keep_pace(self, request: Request, talk: _Talk) -> None:
+        """Wait for a turn, where a place is to have only so many requests a second."""
+        settings = self._places.settings(request.url)
+        if settings is None or settings.requests_per_second is None:
             return
+        where, rate = place(request.url), settings.requests_per_second
+        trusted = self._transport.trusted(request.url, talk.visit, derived=request.derived)
         pace = self._paces.setdefault(where, Pace(rate, clock=self._clock))
-        seconds = pace.reserve(talk.remaining)
+        # What a stranger's registry leads there waits for nothing: it would keep others waiting.
+        seconds = pace.reserve(talk.remaining if trusted is not None else 0.0)
         if seconds is None:
             detail = f"{_shown(where)} is to have {rate:g} requests a second, and has more in line"
             raise Unasked(Reason.RATE_LIMITED, detail)
@@ -390,9 +393,12 @@ class RegistryClient:
         return (settings.connections if settings is not None else None) or self._per_host
 
 
-def _route(request: Request, talk: _Talk) -> tuple[_Place, _Place]:
-    """Where a request leads, and whose conversation leads it there."""
+def _route(request: Request, talk: _Talk) -> _Route:
     return place(request.url), place(talk.visit.registry.origin)
+
+
+def _left_alone(route: _Route) -> Unasked:
+    return Unasked(Reason.UNREACHABLE, f"nobody could connect to {_shown(route[0])} lately")
 
 
 def _shown(where: _Place) -> str:
@@ -401,14 +407,16 @@ def _shown(where: _Place) -> str:
     return host if port == DEFAULT_PORT else f"{host}:{port}"
 
 
-def _log_opened(route: tuple[_Place, _Place]) -> None:
+def _log_opened(route: _Route) -> None:
     log.warning("nobody can connect to %s: it is left alone for a while", _shown(route[0]))
 
 
-def _log_closed(route: tuple[_Place, _Place]) -> None:
+def _log_closed(route: _Route) -> None:
     log.info("%s can be connected to again", _shown(route[0]))
 
 
 def _token_error_age(error: Exception) -> float:
     """Seconds for which a failure to get a token is not tried again."""
+    if isinstance(error, Unasked):
+        return 0.0
     return 2.0 if isinstance(error, Failure) and error.reason.is_outage else 5.0

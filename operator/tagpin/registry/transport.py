@@ -254,7 +254,8 @@ class Transport:
         host = request.url.host
         if trusted is None or not trusted.http:
             raise Failure(Reason.BAD_ANSWER, f"{host} is not listed for plain http")
-        if "Authorization" in request.headers and not trusted.credentials_over_http:
+        is_secret = "Authorization" in request.headers or bool(request.body)
+        if is_secret and not trusted.credentials_over_http:
             raise Failure(Reason.UNAUTHORIZED, f"{host} gets no credentials over plain http")
 
     def _proxy(self, url: URL, settings: RegistrySettings | None) -> Proxy | None:
@@ -374,7 +375,8 @@ class Transport:
             force_close=not pooled,
             keepalive_timeout=KEEPALIVE if pooled else None,
             limit=self._total,
-            limit_per_host=self._per_host,
+            # The client bounds them by who leads there, so that no stranger can use them up.
+            limit_per_host=self._per_host if pooled else 0,
             ttl_dns_cache=NAME_AGE,
         )
         return await self._stack.enter_async_context(
