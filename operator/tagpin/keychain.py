@@ -126,19 +126,17 @@ class Keychain:
     @classmethod
     def of_identities(cls, providers: Mapping[str, str]) -> Self:
         """Identities for the registries whose keys, as in a docker config, name who gives them."""
-        return cls._read(providers, lambda provider: (Identity(provider, host=""), ""))
+        return cls._read(providers, lambda provider: Identity(provider, host=""))
 
     @classmethod
-    def _read(
-        cls, entries: Mapping[str, Any], parse: Callable[[Any], tuple[Candidate, str]]
-    ) -> Self:
+    def _read(cls, entries: Mapping[str, Any], parse: Callable[[Any], Candidate]) -> Self:
         read: list[tuple[str, Candidate]] = []
         remarks: list[str] = []
         patterns = 0
         for location, entry in islice(entries.items(), MAX_ENTRIES):
             remark = ""
             try:
-                key, (candidate, remark) = _parse_key(location), parse(entry)
+                key, candidate = _parse_key(location), parse(entry)
             except ValueError as error:
                 remark = str(error)
             else:
@@ -226,8 +224,8 @@ def _parse_key(location: str) -> str:
     return host if path == "/" else host + path
 
 
-def _parse_entry(entry: Any) -> tuple[Credential, str]:
-    """One credential and what is odd about it; ValueError says what is wrong without repeating it.
+def _parse_entry(entry: Any) -> Credential:
+    """One credential; ValueError says what is wrong without repeating it.
 
     As for the kubelet, `auth` overrides user name and password, and names of fields have any case.
     An identity token, which the kubelet does not read, counts where there is no password.
@@ -242,10 +240,10 @@ def _parse_entry(entry: Any) -> tuple[Credential, str]:
     if auth:
         username, password = _decode_auth(auth)
     if identity_token and not password:
-        return Credential(username, "", identity_token), "nodes cannot use its identitytoken"
+        return Credential(username, "", identity_token)
     if not username and not password:
         raise ValueError("neither auth nor username and password")
-    return Credential(username, password), ""
+    return Credential(username, password)
 
 
 def _decode_auth(auth: str) -> tuple[str, str]:

@@ -337,14 +337,14 @@ def test_names_of_fields_have_any_case_as_in_go() -> None:
 
 
 @pytest.mark.parametrize("entry", [{}, {"auth": base64.b64encode(b"0000:").decode()}])
-def test_an_identity_token_stands_in_for_a_password_that_nodes_do_not_have(
+def test_an_identity_token_counts_where_there_is_no_password(
     entry: dict[str, str],
 ) -> None:
     entry = entry | {"identitytoken": "refresh-me"}
     keys = Keychain.from_docker_config(json.dumps({"auths": {"r.io": entry}}))
     (credential,) = keys.candidates(Reference.parse("r.io/x"))
     assert credential == Credential("0000" if "auth" in entry else "", "", "refresh-me")
-    assert keys.remarks == ("'r.io': nodes cannot use its identitytoken",)
+    assert keys.remarks == ()
 
 
 def test_line_breaks_in_auth_are_passed_over() -> None:

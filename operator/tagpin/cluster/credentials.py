@@ -13,7 +13,7 @@ from tagpin import workload
 from tagpin.cache import Cache
 from tagpin.cluster.api import asking
 from tagpin.errors import ClusterError
-from tagpin.keychain import InvalidDockerConfig, Keychain
+from tagpin.keychain import MAX_REMARKS, Credential, InvalidDockerConfig, Keychain
 from tagpin.pinning import Access
 
 HELD = 10.0
@@ -125,7 +125,10 @@ def _checked(name: str) -> str:
 
 
 def parse_secret(name: str, kind: str, data: Mapping[str, str | bytes]) -> Access:
-    """Read a Secret's base64 data; what is wrong with it becomes a remark that names it."""
+    """Read a Secret's base64 data; what is wrong with it becomes a remark that names it.
+
+    So does what only resolves an image and cannot pull it.
+    """
     key, read = _FORMATS.get(kind, ("", Keychain.from_docker_config))
     if not data.get(key):
         return Access(Keychain(), (f"pull secret {name} holds no docker config",))
@@ -133,4 +136,10 @@ def parse_secret(name: str, kind: str, data: Mapping[str, str | bytes]) -> Acces
         keychain = read(base64.b64decode(data[key], validate=True))
     except (InvalidDockerConfig, binascii.Error) as error:
         return Access(Keychain(), (f"pull secret {name} is of no use: {error}",))
-    return Access(keychain, tuple(f"pull secret {name}: {remark}" for remark in keychain.remarks))
+    unusable = [
+        f"{key!r}: nodes cannot use its identitytoken"
+        for key, each in keychain.entries
+        if isinstance(each, Credential) and each.identity_token
+    ]
+    remarks = (*keychain.remarks, *unusable)[:MAX_REMARKS]
+    return Access(keychain, tuple(f"pull secret {name}: {remark}" for remark in remarks))
