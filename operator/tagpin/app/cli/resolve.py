@@ -13,9 +13,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from tagpin.app.cli.credentials import credentials, docker_config
 from tagpin.app.logs import configure
 from tagpin.errors import ConfigurationError, Unresolvable
-from tagpin.keychain import InvalidDockerConfig, Keychain
+from tagpin.identity.config import DockerConfig
 from tagpin.pins import Failure, Pin, Source
 from tagpin.reference import Reference
 from tagpin.registry.client import RegistryClient
@@ -51,12 +52,12 @@ def resolve(
     The exit code is 1 if an image could not be resolved.
     """
     configure("error", "text")
-    keychain = _docker_config()
+    config = docker_config(os.environ)
     try:
         ca = ca_file.read_text(encoding="ascii") if ca_file else None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--ca-file {ca_file} is of no use: {error}") from error
-    pins = asyncio.run(_resolve(images, keychain, plain, ca, timeout))
+    pins = asyncio.run(_resolve(images, config, plain, ca, timeout))
     if output == "text":
         _print_text(pins)
     else:
@@ -70,9 +71,15 @@ def resolve(
 
 
 async def _resolve(
-    images: Sequence[str], keychain: Keychain, plain: Sequence[str], ca: str | None, seconds: float
+    images: Sequence[str],
+    config: DockerConfig,
+    plain: Sequence[str],
+    ca: str | None,
+    seconds: float,
 ) -> list[Pin | Failure]:
-    client = RegistryClient(registries=_listed(images, plain), rules=_EVERYWHERE, ca=ca)
+    refs = _references(images)
+    keychain = await credentials(config, refs, os.environ, timeout=seconds)
+    client = RegistryClient(registries=_listed(refs, plain), rules=_EVERYWHERE, ca=ca)
     async with client:
         resolver = RegistryResolver(client, load_timeout=seconds)
 
@@ -90,34 +97,23 @@ async def _resolve(
         return await asyncio.gather(*map(settle, images))
 
 
-def _listed(images: Sequence[str], plain: Sequence[str]) -> list[RegistrySettings]:
+def _references(images: Sequence[str]) -> list[Reference]:
+    """Those that are any; what is wrong with an image is said when it is resolved."""
+    refs = []
+    for image in images:
+        with contextlib.suppress(Unresolvable):
+            refs.append(Reference.parse(image))
+    return refs
+
+
+def _listed(refs: Sequence[Reference], plain: Sequence[str]) -> list[RegistrySettings]:
     listed = {
         host: RegistrySettings(host=host, http=True, credentials_over_http=True) for host in plain
     }
-    for image in images:
-        # What is wrong with an image is said when it is resolved.
-        with contextlib.suppress(Unresolvable, ConfigurationError):
-            host = Reference.parse(image).domain
-            listed.setdefault(host, RegistrySettings(host=host))
+    for ref in refs:
+        with contextlib.suppress(ConfigurationError):  # said when it is resolved, too
+            listed.setdefault(ref.domain, RegistrySettings(host=ref.domain))
     return list(listed.values())
-
-
-def _docker_config() -> Keychain:
-    """What `docker login` left in $DOCKER_CONFIG or ~/.docker; nothing is no error."""
-    folder = os.environ.get("DOCKER_CONFIG")
-    path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return Keychain()
-    except (OSError, ValueError) as error:
-        raise InvalidDockerConfig(f"{path} is of no use: {error}") from error
-    if not isinstance(document, dict) or not document.get("auths"):
-        return Keychain()
-    keychain = Keychain.from_docker_config(json.dumps(document))
-    for flaw in keychain.remarks:
-        click.echo(f"tagpin: {path}: {flaw}", err=True)
-    return keychain
 
 
 def _print_text(pins: Sequence[Pin | Failure]) -> None:
