@@ -280,19 +280,19 @@ class Transport:
         url, host = request.url, request.url.raw_host or ""
         if guard.is_blocked_name(host):
             raise Failure(Reason.BLOCKED, f"{host} is no name of a registry")
-        # A token server that the operator named may be private, though its registry is not.
-        inward = not visit.reached_public or host in visit.registry.token_hosts
         if request.derived and url.port not in (443, visit.registry.origin.port):
             raise Failure(Reason.BLOCKED, f"port {url.port} of {host} was not expected")
         if proxied:
-            self._check_literal(host, public=request.derived and not inward)
+            self._check_literal(host, public=request.derived and visit.reached_public)
         match request.derived, proxied:
             case True, True:
                 return self._sessions.proxied_derived
             case False, True:
                 return self._sessions.proxied.session
             case True, False:
-                return self._sessions.derived if inward else self._sessions.derived_public
+                if visit.reached_public:
+                    return self._sessions.derived_public
+                return self._sessions.derived
             case _:
                 pool = self._sessions.globbed if trusted else self._sessions.unlisted
                 return pool.session
