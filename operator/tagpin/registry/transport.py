@@ -198,7 +198,8 @@ class Transport:
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             translated = _failure_of(error, way, trace, self._rules)
             code = translated.reason.value
-            raise translated from error
+            # What aiohttp raises quotes the answer, and shows the headers that we sent.
+            raise translated from None
         except asyncio.CancelledError:
             visit.conceals = visit.conceals or way.conceals
             raise
