@@ -470,7 +470,10 @@ class _ProxiedResponse(aiohttp.ClientResponse):
 
 
 class _AbsoluteNames(AbstractResolver):
-    """Looks names of two dots or more up as they are: no search domain makes Services of them."""
+    """Looks names of two dots or more up as they are: no search domain makes Services of them.
+
+    Nor does /etc/hosts know them then; what it is to know must be listed in full.
+    """
 
     def __init__(self, names: AbstractResolver) -> None:
         self._names = names
