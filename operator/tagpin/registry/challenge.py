@@ -39,10 +39,10 @@ class Challenge:
 
 def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
     """Every challenge of every header, in order; raise MalformedChallenge."""
-    challenges = tuple(challenge for header in headers for challenge in _parse_header(header))
-    if len(challenges) > MAX_CHALLENGES:
-        raise MalformedChallenge(f"more than {MAX_CHALLENGES} challenges")
-    return challenges
+    challenges: list[Challenge] = []
+    for header in headers:
+        challenges += _parse_header(header, MAX_CHALLENGES - len(challenges))
+    return tuple(challenges)
 
 
 def preferred(challenges: Iterable[Challenge]) -> Challenge | None:
@@ -51,7 +51,8 @@ def preferred(challenges: Iterable[Challenge]) -> Challenge | None:
     return by_scheme.get("bearer") or by_scheme.get("basic")
 
 
-def _parse_header(header: str) -> list[Challenge]:
+def _parse_header(header: str, limit: int) -> list[Challenge]:
+    """At most `limit` challenges: beyond them nothing more is read."""
     if len(header) > MAX_HEADER:
         raise MalformedChallenge(f"a header of more than {MAX_HEADER} characters")
     found: list[tuple[str, dict[str, str]]] = []
@@ -61,6 +62,8 @@ def _parse_header(header: str) -> list[Challenge]:
             _add(found[-1][1], parameter)
             at = parameter.end()
         elif scheme := _SCHEME.match(header, at):
+            if len(found) == limit:
+                raise MalformedChallenge(f"more than {MAX_CHALLENGES} challenges")
             found.append((scheme[1].lower(), {}))
             at = scheme.end()
             if not _PARAMETER.match(header, at) and (credentials := _TOKEN68.match(header, at)):
