@@ -76,12 +76,17 @@ class Identity:
 Candidate: TypeAlias = Credential | Identity
 
 
+def _nobody(_domain: str) -> tuple[Identity, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Keychain:
     """Credentials from any number of docker configs, in the order of the configs.
 
     `entries` are pairs of a normalised key (`host[:port][/path]`) and its candidate. `remarks` say,
     in words fit for a warning, which entries could not be used and why, or what is odd about them.
+    After them come the `identities` that somebody has for a registry, named as in references.
     Where there are `hosts`, it has candidates for no other registries: `host[:port]`, globs as in
     keys. Where its candidates end, those of `then` follow, which is looked up by itself.
     (secrets.go: UnionDockerKeyring)
@@ -89,6 +94,7 @@ class Keychain:
 
     entries: tuple[tuple[str, Candidate], ...] = ()
     remarks: tuple[str, ...] = ()
+    identities: Callable[[str], tuple[Identity, ...]] = _nobody
     hosts: tuple[str, ...] | None = None
     then: "Keychain | None" = None
     _index: "_Index[Candidate]" = field(init=False, repr=False, compare=False)
@@ -183,7 +189,8 @@ class Keychain:
         bound = (
             replace(each, host=ref.domain) if isinstance(each, Identity) else each for each in own
         )
-        return tuple(dict.fromkeys((*bound, *following)))  # none is worth a second refusal
+        found = (*bound, *self.identities(ref.domain), *following)
+        return tuple(dict.fromkeys(found))  # none is worth a second refusal
 
 
 def fingerprint(key: bytes, candidates: Sequence[Candidate]) -> str:

@@ -238,10 +238,17 @@ def test_a_keychain_for_certain_hosts_has_nothing_for_others(
 ) -> None:
     entries = tuple((key, Credential("own", "pw")) for key in ("*.io", "*.r.io", "*.io:5000"))
     following = keychain("*.io", "*.io:5000", "*.r.io", "index.docker.io")
+    keys = Keychain(
+        entries,
+        identities=lambda domain: (Identity("cloud", domain),),
+        hosts=hosts,
+        then=following,
+    )
 
-    candidates = Keychain(entries, hosts=hosts, then=following).candidates(Reference.parse(image))
+    candidates = keys.candidates(Reference.parse(image))
 
     assert (Credential("own", "pw") in candidates) is served
+    assert any(isinstance(each, Identity) for each in candidates) is served
     assert candidates != ()  # those that follow have limits of their own
 
 
@@ -253,6 +260,18 @@ def test_an_identity_is_for_the_registry_that_it_is_asked_for() -> None:
     assert keys.candidates(Reference.parse("nginx")) == (Identity("/bin/hub", "docker.io"),)
     assert keys.candidates(Reference.parse("r.io/team/x")) == (Identity("/bin/r", "r.io"),)
     assert keys.candidates(Reference.parse("r.io/x")) == ()
+
+
+def test_identities_that_somebody_has_come_between_this_keychain_and_the_next() -> None:
+    keys = Keychain(
+        (("*.io", Credential("bot", "pw")),),
+        identities=lambda domain: (Identity("cloud", domain),),
+        then=keychain("r.io"),
+    )
+    names = [type(each).__name__ for each in keys.candidates(Reference.parse("r.io/x"))]
+    assert names == ["Credential", "Identity", "Credential"]
+    hub = Reference.parse("nginx")
+    assert keys.candidates(hub)[-1] == Identity("cloud", "docker.io")
 
 
 def test_an_identity_for_no_host_is_reported() -> None:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from tagpin.identity.programs import PREFIX
-from tagpin.keychain import InvalidDockerConfig, Keychain, glob_matches, json_object
+from tagpin.keychain import (
+    Identity,
+    InvalidDockerConfig,
+    Keychain,
+    glob_matches,
+    json_object,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +79,10 @@ class OwnCredentials:
     """Implements `tagpin.cluster.credentials.OwnCredentials`: the operator's, within its limits.
 
     They are those in the docker config `file`, which may change, come and go; those that `programs`
-    have, absolute paths by the key of the registry that they are for; and `identities`. A program
-    that the file names is only run if it is one of `programs`. All are for `registries` alone,
-    `host[:port]` or globs, and for pods in `namespaces`, globs too; without any, in all.
+    have, absolute paths by the key of the registry that they are for; and the `identities` that
+    somebody has for a registry. A program that the file names is only run if it is one of
+    `programs`. All are for `registries` alone, `host[:port]` or globs, and for pods in
+    `namespaces`, globs too; without any, in all.
     """
 
     def __init__(
@@ -84,14 +91,14 @@ class OwnCredentials:
         registries: Iterable[str],
         file: Path | None = None,
         programs: Mapping[str, str] | None = None,
-        identities: Keychain | None = None,
+        identities: Callable[[str], tuple[Identity, ...]] = lambda _: (),
         namespaces: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registries = tuple(registries)
         self._file = file
         self._programs = dict(programs or {})
-        self._identities = identities or Keychain()
+        self._identities = identities
         self._namespaces = tuple(namespaces)
         self._clock = clock
         self._due = clock()
@@ -139,12 +146,11 @@ class OwnCredentials:
                 Keychain.of_identities(self._programs),
                 Keychain.of_identities(helpers),
                 config.keychain,
-                self._identities,
             )
         )
         for remark in merged.remarks:
             log.warning("credentials of tagpin's own: %s", remark)
-        return replace(merged, hosts=self._registries)
+        return replace(merged, identities=self._identities, hosts=self._registries)
 
 
 def _is_name(name: Any) -> bool:

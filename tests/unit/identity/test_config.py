@@ -15,7 +15,7 @@ from fakes.clock import FakeClock
 from tagpin.errors import Unobtainable
 from tagpin.identity.config import MAX_SIZE, RECHECK, DockerConfig, OwnCredentials
 from tagpin.identity.programs import Programs
-from tagpin.keychain import Candidate, Credential, Identity, InvalidDockerConfig, Keychain
+from tagpin.keychain import Candidate, Credential, Identity, InvalidDockerConfig
 from tagpin.reference import Reference
 
 ECR = "/opt/bin/docker-credential-ecr-login"
@@ -25,6 +25,11 @@ BOT = Credential("bot", "pw")
 
 def entry(user: str = "bot") -> dict[str, str]:
     return {"auth": base64.b64encode(f"{user}:pw".encode()).decode()}
+
+
+def cloud(domain: str) -> tuple[Identity, ...]:
+    """One that says that every registry is its own."""
+    return (Identity("cloud", domain),)
 
 
 class Mounted:
@@ -79,7 +84,7 @@ def test_a_registry_that_is_not_listed_gets_nothing(mounted: Mounted, image: str
     own = mounted.own(
         {"auths": {key: entry() for key in keys}},
         programs=dict.fromkeys(keys, ECR),
-        identities=Keychain.of_identities(dict.fromkeys(keys, "cloud")),
+        identities=cloud,
     )
     assert tried(own, image) == ()
     assert len(tried(own, "r.io/x")) == 3
@@ -109,7 +114,7 @@ def test_a_namespace_outside_the_limits_gets_nothing(
     own = mounted.own(
         {"auths": {"r.io": entry()}},
         programs={"r.io": ECR},
-        identities=Keychain.of_identities({"r.io": "cloud"}),
+        identities=cloud,
         namespaces=namespaces,
     )
     assert len(tried(own, "r.io/x", namespace)) == (3 if served else 0)
@@ -119,7 +124,7 @@ def test_programs_come_first_then_the_file_then_the_clouds(mounted: Mounted) -> 
     own = mounted.own(
         {"auths": {"r.io": entry()}},
         programs={"r.io": ECR},
-        identities=Keychain.of_identities({"r.io": "cloud"}),
+        identities=cloud,
     )
     assert tried(own, "r.io/x") == (Identity(ECR, "r.io"), BOT, Identity("cloud", "r.io"))
 
