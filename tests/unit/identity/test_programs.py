@@ -1,6 +1,7 @@
 """Credential programs: real ones, which answer well, badly, slowly or not at all."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -13,12 +14,18 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiohttp import web
 
 from fakes.clock import FakeClock
 from tagpin.errors import ConfigurationError, Unobtainable
+from tagpin.identity.config import OwnCredentials
 from tagpin.identity.programs import MAX_OUTPUT, SHORTLY, Programs
 from tagpin.identity.providers import Providers
 from tagpin.keychain import Credential, Identity
+from tagpin.reference import Reference
+from tagpin.registry.client import RegistryClient
+from tagpin.registry.places import RegistrySettings
+from tagpin.registry.resolver import RegistryResolver
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 GOOD = """read server; echo '{"ServerURL": "'"$server"'", "Username": "bot", "Secret": "pw"}'"""
@@ -382,3 +389,36 @@ async def test_an_identity_is_obtained_from_its_own_provider(shelf: Shelf) -> No
     assert await providers.obtain(Identity(path, "a.test")) == Credential("bot", "pw")
     with pytest.raises(Unobtainable, match="nobody knows how to become ecr"):
         await providers.obtain(Identity("ecr", "a.test"))
+
+
+async def test_a_program_runs_only_where_a_registry_asks_who_we_are(shelf: Shelf) -> None:
+    came: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        came.append(request.headers.get("Authorization", ""))
+        if "private" in request.path and not came[-1]:
+            return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+        headers = {"Docker-Content-Digest": f"sha256:{'1' * 64}"}
+        kind = "application/vnd.oci.image.index.v1+json"
+        return web.Response(content_type=kind, headers=headers)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address, port = runner.addresses[0][:2]
+    host, path = f"{address}:{port}", shelf.put(GOOD)
+    listed = RegistrySettings(host=host, http=True, credentials_over_http=True)
+    keychain = OwnCredentials(registries=[host], programs={host: path}).keychain("shop")
+
+    async with RegistryClient(registries=[listed], identities=shelf.programs(path)) as client:
+        resolver = RegistryResolver(client)
+        for image, runs in (("public", 0), ("private", 1)):
+            ref = Reference.parse(f"{host}/{image}:1")
+            await resolver.resolve(ref, keychain, namespace="shop", max_age=0, within=5)
+            assert shelf.runs(path) == runs
+        await resolver.aclose()
+    await runner.cleanup()
+
+    assert came == ["", "", f"Basic {base64.b64encode(b'bot:pw').decode()}"]
