@@ -27,6 +27,8 @@ RULES = AddressRules(
     private=(*DEFAULT_RULES.private, ip_network("127.2.0.0/16")),
 ).blocking("127.3.0.0/16", "127.0.0.0/16")
 
+_OF_THE_RESOLVER = ("per_namespace", "mirror_candidates")
+
 ADDRESSES = {
     "public.test": "127.1.0.1",
     "other.test": "127.1.0.2",
@@ -75,11 +77,15 @@ class Net:
         return await self.stack.enter_async_context(RegistryClient(**(values | settings)))
 
     async def resolver(self, *, load_timeout: float = 10.0, **settings: Any) -> RegistryResolver:
+        """Settings of the resolver itself are its own, all others those of its client."""
+        own = {name: settings.pop(name) for name in _OF_THE_RESOLVER if name in settings}
         resolver = RegistryResolver(
             await self.client(**settings),
             load_timeout=load_timeout,
+            draw=lambda: 0.0,
             clock=self.clock,
             now=self.clock.now,
+            **own,
         )
         self.stack.push_async_callback(resolver.aclose)
         return resolver
@@ -88,7 +94,7 @@ class Net:
         return f"{name}:{self.port}/{repository}:{tag}"
 
     async def ask(
-        self, image: str, *logins: tuple[str, str], **settings: Any
+        self, image: str, *logins: tuple[str, ...], **settings: Any
     ) -> Resolution | Unresolvable:
         """What a fresh resolver makes of `image`, with these user names and passwords."""
         return await settle(await self.resolver(**settings), image, *logins)
@@ -100,7 +106,7 @@ class Net:
 async def settle(
     resolver: RegistryResolver,
     image: str,
-    *logins: tuple[str, str],
+    *logins: tuple[str, ...],
     max_age: float = 60,
     within: float = 20,
     namespace: str = "team",
@@ -122,7 +128,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="session")
 def server_tls(authority: Authority) -> ssl.SSLContext:
-    issued = authority.issue("registry", hosts=[*ADDRESSES, *ADDRESSES.values(), "*.wild.test"])
+    hosts = [*ADDRESSES, *ADDRESSES.values(), "*.wild.test", "10.1.2.3", "169.254.1.1"]
+    issued = authority.issue("registry", hosts=hosts)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(issued.certificate, issued.key)
     return context
