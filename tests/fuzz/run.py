@@ -1,6 +1,6 @@
 """Look for longer, and guided by what the code does, for what breaks something.
 
-    python3.11 -m venv fuzzing && fuzzing/bin/pip install atheris -r requirements/dev.txt
+    python3 -m venv fuzzing && fuzzing/bin/pip install atheris hypothesis --editable .
     fuzzing/bin/python tests/fuzz/run.py challenge --seconds 600
     fuzzing/bin/python tests/fuzz/run.py                # each target, for a minute
 

@@ -5,6 +5,7 @@ Those that have been tried on other clients, and are on record, are in test_know
 
 import asyncio
 import base64
+from typing import Any
 
 import pytest
 
@@ -247,7 +248,7 @@ async def test_a_private_token_server_hides_behind_its_registry(net: Net, slow: 
     server = await net.registry("inner.test")
     registry.realm = f"https://inner.test:{net.port}/token"
     server.fault(hanging(), path="/token")
-    limits = {"read_timeout": 0.1} if slow == "server" else {"load_timeout": 0.1}
+    limits: dict[str, Any] = {"read_timeout": 0.1} if slow == "server" else {"load_timeout": 0.1}
     listed = [RegistrySettings(f"private.test:{net.port}")]
     resolver = await net.resolver(**limits, registries=listed)
     images = [net.image("private.test", tag=tag) for tag in ("one", "two")]
