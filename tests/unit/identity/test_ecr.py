@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -255,12 +256,13 @@ async def test_the_role_of_the_service_account_is_assumed_as_by_botocore(
         endpoint_url=f"https://127.0.0.1:{sky.clouds.port}",
         verify=str(authority.certificate),
     )
-    answer = await asyncio.to_thread(
-        client.assume_role_with_web_identity,
-        RoleArn=ROLE,
-        RoleSessionName="tagpin",
-        WebIdentityToken=FEDERATED,
-    )
+    with closing(client):
+        answer = await asyncio.to_thread(
+            client.assume_role_with_web_identity,
+            RoleArn=ROLE,
+            RoleSessionName="tagpin",
+            WebIdentityToken=FEDERATED,
+        )
     theirs = sky.clouds.seen[2]
     assert (sts.method, sts.path, sts.query) == (theirs.method, theirs.path, theirs.query)
     assert sts.form == theirs.form
