@@ -335,7 +335,8 @@ def check_request(request: Request, login: Login | None, registry: Registry, tal
 
 def encoded(credential: Credential | None) -> str:
     assert credential is not None
-    return base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
+    secret = credential.password or credential.identity_token
+    return base64.b64encode(f"{credential.username}:{secret}".encode()).decode()
 
 
 def check_login(login: Login, registry: Registry, candidates: Sequence[Candidate]) -> None:

@@ -6,6 +6,7 @@ it matters)
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from http import HTTPStatus
 
 from yarl import URL
@@ -29,6 +30,7 @@ from tagpin.registry.login import basic, realm_of
 from tagpin.registry.manifest import (
     ACCEPT,
     MAX_MANIFEST,
+    Remark,
     digest_by_body,
     digest_by_head,
 )
@@ -39,37 +41,47 @@ MAX_AUTHENTICATIONS = 2
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DENIALS = frozenset({Reason.UNAUTHORIZED, Reason.NOT_FOUND})
+_NOT_FOR_HEAD = frozenset({500, 501})
+"""What some registries say to every HEAD, though they can answer."""
+_SECRET = frozenset({"Authorization", "Cookie"})
+"""Headers for one origin alone."""
 
 
 def resolve_tag(
-    registry: Registry, ref: Reference, candidates: Sequence[Candidate]
+    registry: Registry,
+    ref: Reference,
+    candidates: Sequence[Candidate],
+    remark: Remark = lambda _: None,
 ) -> Flow[Digest]:
     """Ask which digest the tag of `ref` names, identifying ourselves only if asked to.
 
     Every candidate is tried until one is let in, as the kubelet does; anonymously only where
     there is none. An index keeps its own digest: the node, so the platform, is not known yet.
+    `remark` is told once of each oddity.
     """
     challenge = None
     denials: list[Failure] = []
+    once = cache(remark)
     for candidate in candidates or (None,):
-        attempt = _Attempt(registry, ref, candidate, challenge)
+        attempt = _Attempt(registry, ref, candidate, challenge, once)
         try:
             return (yield from attempt.digest())
         except Failure as failure:
-            if failure.reason not in _DENIALS:
+            if failure.reason not in _DENIALS and not attempt.is_empty_handed:
                 raise
             denials.append(failure)
         challenge = attempt.challenge
         if challenge is None:  # nobody asked who we are, so the others would hear the same
             break
     # Absent is what everyone says is absent: a registry may hide from one what another may see.
-    raise next((each for each in denials if each.reason is Reason.UNAUTHORIZED), denials[0])
+    raise next((each for each in denials if each.reason is not Reason.NOT_FOUND), denials[0])
 
 
 class _Attempt:
     """One candidate's conversation about one manifest.
 
-    `challenge` is what the registry asked for, None while it did not ask.
+    `challenge` is what the registry asked for, None while it did not ask. `is_empty_handed` where
+    the candidate is an identity that has no credential now.
     """
 
     def __init__(
@@ -78,12 +90,16 @@ class _Attempt:
         ref: Reference,
         candidate: Candidate | None,
         challenge: Challenge | None,
+        remark: Remark,
     ) -> None:
         self.challenge = challenge
+        self.is_empty_handed = False
         self._registry = registry
-        self._ref = ref
         self._candidate = candidate
-        self._url = registry.origin.joinpath("v2", ref.path, "manifests", ref.effective_tag)
+        self._remark = remark
+        self._repository = f"{registry.prefix}/{ref.path}" if registry.prefix else ref.path
+        url = registry.origin.joinpath("v2", self._repository, "manifests", ref.effective_tag)
+        self._url = url.with_query({"ns": registry.ns}) if registry.ns else url
         self._authorization: str | None = None
         self._token: str | None = None
         self._authentications = 0
@@ -94,19 +110,23 @@ class _Attempt:
             yield from self._authenticate()
         head = yield from self._ask("HEAD")
         if head.status == HTTPStatus.OK:
-            if (digest := digest_by_head(head)) is not None:
+            if (digest := digest_by_head(head, self._remark)) is not None:
                 return digest
-        elif head.status == HTTPStatus.UNAUTHORIZED and self._authorization is None:
-            raise Failure(Reason.UNAUTHORIZED, "the registry wants credentials")
-        elif head.status != HTTPStatus.NOT_IMPLEMENTED:
-            failure = refusal(head.status, "the registry")
-            if failure.reason.is_outage:
-                raise failure
-        # 400, 401, 403, 404, 405 and 501 are what some registries say to every HEAD.
+        else:
+            self._check_refused_head(head)
         get = yield from self._ask("GET")
         if get.status != HTTPStatus.OK:
-            raise refusal(get.status, "the registry")
-        return digest_by_body(get)
+            raise refusal(get, "the registry")
+        return digest_by_body(get, self._remark, strict=self._registry.strict)
+
+    def _check_refused_head(self, head: Response) -> None:
+        """Raise the Failure that a HEAD's answer is, where GET would get no better one."""
+        if head.status == HTTPStatus.UNAUTHORIZED and self._authorization is None:
+            raise Failure(Reason.UNAUTHORIZED, "the registry wants credentials")
+        failure = refusal(head, "the registry")
+        is_final = failure.reason is Reason.NOT_FOUND and not self._registry.get_after_404
+        if is_final or (failure.reason.is_outage and head.status not in _NOT_FOR_HEAD):
+            raise failure
 
     def _ask(self, method: str) -> Flow[Response]:
         """The answer to a request for the manifest, after having answered challenges to it."""
@@ -143,18 +163,22 @@ class _Attempt:
         check_place(target, request.url.scheme, "a redirect")
         headers = request.headers
         if target.origin() != request.url.origin():  # gone, and not attached again on the way back
-            headers = {name: headers[name] for name in headers if name != "Authorization"}
+            headers = {name: headers[name] for name in headers if name not in _SECRET}
         derived = target.origin() != self._registry.origin
         return replace(request, url=target, headers=headers, derived=derived)
 
     def _challenge_of(self, response: Response) -> Challenge | None:
-        """What a 401 asks for; a bare 401 to someone with credentials is taken for Basic."""
+        """What a 401 asks for; a bare 401 to someone with credentials is taken for Basic.
+
+        To a token it is taken for a refusal of that token: it was given for a challenge that
+        stands, so another one can be asked for.
+        """
         headers = response.values("www-authenticate")
         try:
             challenges = parse_challenges(headers)
         except MalformedChallenge as error:
             raise Failure(Reason.BAD_ANSWER, f"the challenge is malformed: {error}") from None
-        if not challenges and self._token is not None:  # to the token; ask for another one
+        if not challenges and self._token is not None:
             return self.challenge
         if not challenges:
             may = self._candidate is not None and self._registry.origin.scheme == "https"
@@ -165,27 +189,31 @@ class _Attempt:
         return chosen
 
     def _authenticate(self) -> Flow[bool]:
-        """Answer `challenge`; false where there is nothing (more) to say."""
+        """Answer `challenge`; false where there is nothing (more) to say.
+
+        A challenge that says what was wrong (`error=`, RFC 6750 §3.1) gets no other answer: the
+        scope that it wants may be wider, and what is asked for is never more than to pull.
+        """
         if self.challenge is None or self._authentications == MAX_AUTHENTICATIONS:
             return False
         self._authentications += 1
         if self.challenge.scheme == "basic":
-            if self._candidate is None or self._authorization is not None:
+            if self._authorization is not None:
                 return False
-            self._check_secrecy(self._registry.origin)
-            self._authorization = basic((yield from self._credential(self._candidate)))
+            credential = yield from self._credential_for(self._registry.origin)
+            if credential is None:
+                return False
+            if credential.identity_token and not credential.password:
+                raise Failure(Reason.UNAUTHORIZED, "an identity token is no answer to Basic")
+            self._authorization = basic(credential)
             return True
         realm = realm_of(self.challenge, self._registry)
-        credential = None
-        if self._candidate is not None:
-            self._check_secrecy(realm)
-            credential = yield from self._credential(self._candidate)
         token: str = yield Login(
             registry=self._registry,
             realm=realm,
             service=self.challenge.parameters.get("service"),
-            scope=f"repository:{self._ref.path}:pull",  # ours, whatever the challenge wants
-            credential=credential,
+            scope=f"repository:{self._repository}:pull",
+            credential=(yield from self._credential_for(realm)),
             refused=self._token,
         )
         if token == self._token:
@@ -193,13 +221,28 @@ class _Attempt:
         self._token, self._authorization = token, f"Bearer {token}"
         return True
 
-    def _credential(self, candidate: Candidate) -> Flow[Credential]:
-        """The candidate's credential, which is obtained when somebody asks for it."""
-        if isinstance(candidate, Identity):
-            obtained: Credential = yield Obtain(self._registry, candidate)
-            return obtained
-        return candidate
+    def _credential_for(self, place: URL) -> Flow[Credential | None]:
+        """The candidate's credential, obtained only when it is asked for by who may have it."""
+        if self._candidate is None:
+            return None
+        self._check_secrecy(place)
+        if not isinstance(self._candidate, Identity):
+            return self._candidate
+        try:
+            obtained: Credential = yield Obtain(self._registry, self._candidate)
+        except Failure:
+            self.is_empty_handed = True
+            raise
+        return obtained
 
-    def _check_secrecy(self, url: URL) -> None:
-        if url.scheme != "https" and not self._registry.credentials_over_http:
+    def _check_secrecy(self, place: URL) -> None:
+        """Refuse to send credentials where somebody on the way could have them."""
+        if self._registry.credentials_over_http:
+            return
+        if place.scheme != "https":
             raise Failure(Reason.UNAUTHORIZED, "credentials are not sent over plain http")
+        origin, host = self._registry.origin, place.raw_host
+        is_own = host == origin.raw_host or self._registry.allows_tokens_of(host)
+        if origin.scheme != "https" and not is_own:
+            # TLS with a server that anybody may have named keeps nothing from them.
+            raise Failure(Reason.UNAUTHORIZED, "credentials are not sent where plain http leads")

@@ -6,6 +6,7 @@ yields an Obtain and is sent a Credential. It returns its result or raises Failu
 the driver cannot do it throws in as a Failure too. The flows are in `conversation` and `login`.
 """
 
+import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -15,7 +16,7 @@ import orjson
 from yarl import URL
 
 from tagpin.errors import Reason
-from tagpin.keychain import Credential, Identity
+from tagpin.keychain import Credential, Identity, glob_matches
 
 T = TypeVar("T")
 
@@ -27,6 +28,17 @@ _REASONS = {
     429: Reason.RATE_LIMITED,
     499: Reason.UNREACHABLE,  # a proxy's word for a client that went away
 }
+_CODES = {
+    "TOOMANYREQUESTS": Reason.RATE_LIMITED,
+    "UNAVAILABLE": Reason.UNREACHABLE,
+    "UNKNOWN": Reason.UNREACHABLE,
+    "UNAUTHORIZED": Reason.UNAUTHORIZED,
+    "DENIED": Reason.UNAUTHORIZED,
+}
+"""What the codes in an error's body say better than its status (distribution-spec: Error Codes)."""
+_GZIP = frozenset({"gzip", "x-gzip"})
+_GZIP_WINDOW = 31
+"""wbits of zlib: a gzip header, and the largest window."""
 
 
 class Failure(Exception):
@@ -63,10 +75,18 @@ class Registry:
     strict: bool = False
     get_after_404: bool = True
 
+    def allows_tokens_of(self, host: str | None) -> bool:
+        """Whether the operator said that the tokens may come from `host`."""
+        labels = (host or "").rstrip(".").split(".")
+        globs = (each.lower().rstrip(".").split(".") for each in self.token_hosts)
+        return any(
+            len(each) == len(labels) and all(map(glob_matches, each, labels)) for each in globs
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request; `derived` where a registry's answer, not the reference, named its place."""
+    """An HTTP request; `derived` where nobody but a registry's answer named its place."""
 
     method: str
     url: URL
@@ -94,6 +114,32 @@ class Response:
         value = next(iter(self.values("content-type")), "")
         return value.partition(";")[0].strip().lower()
 
+    def content(self, limit: int, what: str) -> bytes:
+        """The body of at most `limit` bytes, unpacked where it came in gzip; raise Failure.
+
+        Nobody asks for gzip, but some gateways send it (quay#1310, moby#17595).
+        """
+        codings = [
+            coding.strip().lower()
+            for value in self.values("content-encoding")
+            for coding in value.split(",")
+        ]
+        packed = [each for each in codings if each not in ("", "identity")]
+        if not packed:
+            return self.body
+        if len(packed) > 1 or packed[0] not in _GZIP:
+            raise Failure(Reason.BAD_ANSWER, f"{what} is encoded, though that was not accepted")
+        stream = zlib.decompressobj(_GZIP_WINDOW)
+        try:
+            content = stream.decompress(self.body, limit + 1)
+        except zlib.error:
+            raise Failure(Reason.BAD_ANSWER, f"{what} is no gzip, though it says so") from None
+        if len(content) > limit:
+            raise Failure(Reason.BAD_ANSWER, f"{what} is longer than {limit} bytes")
+        if not stream.eof or stream.unused_data:
+            raise Failure(Reason.BAD_ANSWER, f"{what} is not one whole gzip")
+        return content
+
 
 @dataclass(frozen=True, slots=True)
 class Login:
@@ -105,6 +151,12 @@ class Login:
     scope: str
     credential: Credential | None
     refused: str | None = field(default=None, repr=False)
+
+    @property
+    def derived(self) -> bool:
+        """Whether the registry's answer alone named the token server, not the operator."""
+        elsewhere = self.realm.origin() != self.registry.origin
+        return elsewhere and not self.registry.allows_tokens_of(self.realm.raw_host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +178,15 @@ class Token:
 Flow: TypeAlias = Generator[Request | Login | Obtain, Any, T]
 
 
-def refusal(status: int, who: str) -> Failure:
-    """What a status other than 200 means, once it is final."""
-    other = Reason.BAD_ANSWER if status < HTTPStatus.INTERNAL_SERVER_ERROR else Reason.UNREACHABLE
-    return Failure(_REASONS.get(status, other), f"{who} answered {status}")
+def refusal(response: Response, who: str) -> Failure:
+    """What an answer other than 200 means, once it is final; nothing of its body is repeated."""
+    status = response.status
+    is_mistake_of_ours = status < HTTPStatus.INTERNAL_SERVER_ERROR
+    other = Reason.BAD_ANSWER if is_mistake_of_ours else Reason.UNREACHABLE
+    reason = _REASONS.get(status, other)
+    if status >= HTTPStatus.BAD_REQUEST and not reason.is_outage:
+        reason = _reason_in(response.body) or reason
+    return Failure(reason, f"{who} answered {status}")
 
 
 def check_place(url: URL, scheme: str, what: str) -> None:
@@ -153,3 +210,13 @@ def json_object(body: bytes, what: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise Failure(Reason.BAD_ANSWER, f"{what} is no JSON object")
     return parsed
+
+
+def _reason_in(body: bytes) -> Reason | None:
+    """The reason that all errors in a body agree on, if it is an error of a registry at all."""
+    try:
+        errors = orjson.loads(body)["errors"]
+        reasons = {_CODES.get(each["code"]) for each in errors}
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return None
+    return reasons.pop() if len(reasons) == 1 else None
