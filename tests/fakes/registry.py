@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
+from yarl import URL
 
 from fakes.faults import (
     OCI_IMAGE,
@@ -127,7 +128,8 @@ class FakeRegistry:
     """A registry on `host` and `port` (0: a free one), over TLS with an `ssl.SSLContext`.
 
     With `users` (name → password) it wants a login: basic, or bearer tokens if `tokens`. It
-    challenges with `realm`, its own `/token` unless told otherwise. Without users, `tokens` makes
+    challenges with `realm`, its own `/token` unless told otherwise, and answers at the path of
+    that. Without users, `tokens` makes
     it hand out tokens to everyone, and so it does for the repositories in `public`.
     `identity_tokens` (token → user) are taken in place of passwords, by POST.
 
@@ -289,7 +291,7 @@ class FakeRegistry:
         return await self._answer(request)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if request.path == "/token":
+        if request.path == URL(self.realm or "/token").path:
             return await self._issue_token(request)
         match request.path.strip("/").split("/"):
             case ["v2"]:
@@ -315,6 +317,8 @@ class FakeRegistry:
             if media_type == DOCKER.index and reference != digest:
                 # One platform's image, as if all the world had it.
                 digest, media_type = self._child(digest, "amd64"), DOCKER.image
+                if DOCKER.image not in accepted and not self.converts:
+                    return _error(400, "MANIFEST_INVALID")
             if media_type == DOCKER.image not in accepted and self.converts:
                 digest, media_type = self._store(_json(_IN_SCHEMA_1)), SCHEMA_1
         headers = {"Docker-Content-Digest": digest, "Content-Type": media_type}
@@ -384,6 +388,10 @@ class FakeRegistry:
         except ValueError:
             return None
         return name if name and self.users.get(name) == password else None
+
+    def accept_tokens_of(self, other: "FakeRegistry") -> None:
+        """From now on, what `other` issues is good here too."""
+        self._granted = other._granted
 
     def revoke_tokens(self) -> None:
         """Every token issued so far is refused from now on."""
