@@ -196,6 +196,55 @@ async def test_an_error_is_raised_again_for_as_long_as_its_kind_allows() -> None
     assert box.uses[Use.NEGATIVE] == 1
 
 
+async def test_an_error_is_remembered_from_when_it_arrived() -> None:
+    box, source = Box(), Source(OSError(), "recovered")
+    source.gate.clear()
+    asking = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    box.clock.advance(30)  # longer than the error is remembered
+    source.gate.set()
+    with pytest.raises(OSError):
+        await asking
+    box.clock.advance(1.9)
+    with pytest.raises(OSError):
+        await box.cache.get("k", source)
+    box.clock.advance(0.1)
+    assert (await box.cache.get("k", source)).value == "recovered"
+
+
+async def test_an_error_is_as_old_as_the_question_that_it_answers() -> None:
+    box, source = Box(), Source(OSError(), "recovered")
+    source.gate.clear()
+    asking = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    box.clock.advance(30)
+    source.gate.set()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert (await box.cache.get("k", source, max_age=5)).value == "recovered"
+
+
+async def test_it_is_known_beforehand_whether_a_call_needs_a_load() -> None:
+    box, source = Box(), Source("v1", Denied())
+    assert not box.cache.serves("k")
+    source.gate.clear()
+    asking = asyncio.create_task(box.cache.get("k", source))
+    await spin()
+    box.clock.advance(3)
+    assert box.cache.serves("k")  # by sharing a load
+    assert not box.cache.serves("k", max_age=2)
+    source.gate.set()
+    await asking
+    box.clock.advance(3)
+    assert box.cache.serves("k", max_age=6)  # by the value
+    assert not box.cache.serves("k", max_age=5)
+    with pytest.raises(Denied):
+        await box.cache.get("k", source, max_age=0)
+    assert box.cache.serves("k", max_age=0)  # by the error
+    assert box.uses == {Use.MISS: 2}
+    box.clock.advance(10)
+    assert not box.cache.serves("k")
+
+
 async def test_an_error_is_subject_to_the_age_that_the_caller_accepts() -> None:
     box, source = Box(), Source(Denied(), "pushed meanwhile")
     with pytest.raises(Denied):

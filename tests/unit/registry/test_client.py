@@ -7,6 +7,7 @@ from aiohttp import web
 
 from cluster.authority import Authority
 from fakes.registry import (
+    FakeRegistry,
     Fault,
     Handler,
     answering,
@@ -22,6 +23,7 @@ from tagpin.errors import ConfigurationError, Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.client import RegistryClient
 from tagpin.registry.places import RegistrySettings
+from tagpin.registry.resolver import RegistryResolver
 
 from .conftest import ADDRESSES, Net, settle
 
@@ -196,6 +198,152 @@ async def test_503_then_200_is_an_answer(net: Net) -> None:
     assert digest(await net.ask(net.image("public.test"))) == pushed
     assert len(net.pauses) == 1
     assert 0.1 <= net.pauses[0] <= 0.4
+
+
+@pytest.mark.parametrize("status", [408, 429, 499, 500, 502, 503, 504, 522])
+async def test_what_may_have_passed_a_moment_later_is_asked_again(net: Net, status: int) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(status), times=1)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+    assert len(net.pauses) == 1
+
+
+async def test_a_registry_that_was_silent_is_asked_again(net: Net) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(hanging(), times=2)
+    assert digest(await net.ask(net.image("public.test"), read_timeout=0.1)) == pushed
+    assert len(net.pauses) == 2
+
+
+async def test_a_registry_that_refused_to_connect_is_asked_again(net: Net) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    await registry.stop()
+
+    async def start(_seconds: float) -> None:
+        await registry.start()
+
+    assert digest(await net.ask(net.image("public.test"), sleep=start)) == pushed
+
+
+@pytest.mark.parametrize("status", [408, 429, 499])
+async def test_a_mistake_that_is_said_to_be_ours_is_no_error_of_the_registry(
+    net: Net, status: int
+) -> None:
+    """So that it is said twice does not mean that it will be said for ever."""
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(status), times=2)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+
+
+async def test_errors_that_change_are_not_asked_about_for_ever(net: Net) -> None:
+    registry = await net.registry("public.test")
+    for status in (503, 500, 502, 504):
+        registry.fault(answering(status), times=1)
+    assert reason(await net.ask(net.image("public.test"))) is Reason.UNREACHABLE
+    assert len(registry.requests) == 3
+
+
+async def test_nothing_is_asked_again_that_could_not_be_answered_in_time(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(503))
+    outcome = await net.ask(net.image("public.test"), load_timeout=0.3, jitter=lambda: 0.4)
+    assert reason(outcome) is Reason.UNREACHABLE
+    assert (len(registry.requests), net.pauses) == (1, [])
+
+
+async def test_one_deadline_is_for_all_requests_of_a_question(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(hanging())
+    short = {"load_timeout": 0.5, "read_timeout": 0.2, "jitter": lambda: 0.01}
+    assert reason(await net.ask(net.image("public.test"), **short)) is Reason.TIMEOUT
+    assert [each.code for each in net.exchanges] == ["timeout", "timeout", "cancelled"]
+
+
+async def test_a_registry_may_have_less_time_for_a_question(net: Net) -> None:
+    registry, other = await net.registry("public.test"), await net.registry("other.test")
+    for each in (registry, other):
+        each.fault(hanging(), times=1)
+    pushed = other.push_image("demo/app", "v1")
+    hasty = [RegistrySettings(f"public.test:{net.port}", timeout=0.1)]
+    resolver = await net.resolver(registries=hasty, read_timeout=0.2)
+    assert reason(await settle(resolver, net.image("public.test"))) is Reason.TIMEOUT
+    assert len(registry.requests) == 1
+    assert digest(await settle(resolver, net.image("other.test"))) == pushed
+
+
+# Waiting as long as a registry wants
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "said", ["2", "Thu, 01 Jan 2026 00:16:42 GMT", str(1767225600 + 1002), "2.0"]
+)
+async def test_a_wait_that_fits_is_kept_to(net: Net, status: int, said: str) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(status, {"Retry-After": said}), times=1)
+    assert digest(await net.ask(net.image("public.test"), now=net.clock.now)) == pushed
+    assert len(net.pauses) == 1
+    assert 2.1 <= net.pauses[0] <= 2.4
+
+
+@pytest.mark.parametrize(
+    ("status", "known_as"), [(429, Reason.RATE_LIMITED), (503, Reason.UNREACHABLE)]
+)
+async def test_a_wait_that_does_not_fit_is_not_begun(
+    net: Net, status: int, known_as: Reason
+) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(status, {"Retry-After": "5"}))
+    assert reason(await net.ask(net.image("public.test"), load_timeout=5.0)) is known_as
+    assert (len(registry.requests), net.pauses) == (1, [])
+
+
+async def test_of_several_waits_the_longest_is_kept_to(net: Net) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+
+    async def limited(_request: web.Request, _handle: Handler) -> web.StreamResponse:
+        response = web.Response(status=429)
+        for value in ("1", "soon", "3"):
+            response.headers.add("Retry-After", value)
+        return response
+
+    registry.fault(limited, times=1)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+    assert 3.1 <= net.pauses[0] <= 3.4
+
+
+@pytest.mark.parametrize("said", ["", "-5", "soon", "1e400", "99999999", "9" * 4000])
+async def test_a_wait_that_makes_no_sense_is_a_short_one(net: Net, said: str) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(429, {"Retry-After": said}), times=1)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+    assert net.pauses[0] <= 0.4
+
+
+@pytest.mark.parametrize("status", [404, 500])
+async def test_other_answers_make_nobody_wait(net: Net, status: int) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(status, {"Retry-After": "3"}))
+    await net.ask(net.image("public.test"))
+    assert all(pause <= 0.4 for pause in net.pauses)
+
+
+async def test_a_token_server_can_make_us_wait_too(net: Net) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(429, {"Retry-After": "2"}), path="/token", times=1)
+    assert digest(await net.ask(net.image("public.test"))) == pushed
+    assert 2.1 <= net.pauses[0] <= 2.4
+
+
+# Trying again, and no more
 
 
 async def test_the_same_error_twice_is_an_answer_too(net: Net) -> None:
@@ -384,6 +532,102 @@ async def test_a_revoked_token_is_replaced(net: Net) -> None:
     assert digest(outcome) == pushed
 
 
+async def test_fifty_questions_at_once_are_one_request_for_a_token(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    registry.fault(_slow, path="/token")
+    assert await _ask_for_fifty(net, registry, await net.resolver()) == 50
+    assert tokens(registry) == 1
+
+
+async def test_fifty_questions_whose_token_was_revoked_are_one_request_for_another(
+    net: Net,
+) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    registry.fault(_slow, path="/token")
+    resolver = await net.resolver(per_host=100)
+    await _ask_for_fifty(net, registry, resolver)
+    registry.revoke_tokens()
+    refused = asyncio.Barrier(50)
+
+    async def at_once(request: web.Request, handle: Handler) -> web.StreamResponse:
+        response = await handle(request)
+        if response.status == 401:  # nobody has a new token before all have found out
+            await refused.wait()
+        return response
+
+    registry.fault(at_once)
+    assert await _ask_for_fifty(net, registry, resolver) == 50
+    assert tokens(registry) == 2
+
+
+async def test_every_credential_has_a_token_of_its_own(net: Net) -> None:
+    users = {f"user{number}": "x" for number in range(5)}
+    registry = await net.registry("public.test", users=users, tokens=True)
+    registry.push_image("demo/app", "v1")
+    resolver = await net.resolver()
+    questions = [
+        settle(resolver, net.image("public.test"), (user, "x"), max_age=-1)
+        for user in users
+        for _ in range(4)
+    ]
+    assert all(isinstance(each, Resolution) for each in await asyncio.gather(*questions))
+    assert tokens(registry) == 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [(answering(401), 5), (answering(500), 2), (answering(429, {"Retry-After": "300"}), 2)],
+)
+async def test_a_failed_login_is_tried_again_a_little_later(
+    net: Net, fault: Fault, seconds: float
+) -> None:
+    registry = await net.registry("public.test", tokens=True)
+    registry.push_image("demo/app", "v1")
+    registry.fault(fault, path="/token")
+    resolver = await net.resolver(clock=net.clock, retries=0)
+    image = net.image("public.test")
+    # Different namespaces and ages, so that only the failure of the login is shared.
+    for namespace, asked in (("one", 1), ("two", 1)):
+        assert isinstance(
+            await settle(resolver, image, namespace=namespace, max_age=-1), Unresolvable
+        )
+        assert tokens(registry) == asked
+    registry.heal()
+    net.clock.advance(seconds - 0.1)
+    await settle(resolver, image, namespace="three", max_age=-1)
+    assert tokens(registry) == 1
+    net.clock.advance(0.1)
+    digest(await settle(resolver, image, namespace="four", max_age=-1))
+
+
+async def _slow(request: web.Request, handle: Handler) -> web.StreamResponse:
+    await asyncio.sleep(0.05)
+    return await handle(request)
+
+
+async def _ask_for_fifty(net: Net, registry: FakeRegistry, resolver: RegistryResolver) -> int:
+    """How many of fifty tags of one repository have a digest, asked for all at once."""
+    for tag in range(50):
+        registry.push_image("demo/app", str(tag))
+    questions = [
+        settle(
+            resolver,
+            net.image("public.test", tag=str(tag)),
+            ALICE,
+            namespace=f"team-{tag % 5}",
+            max_age=-1,
+        )
+        for tag in range(50)
+    ]
+    outcomes = await asyncio.gather(*questions)
+    return sum(isinstance(outcome, Resolution) for outcome in outcomes)
+
+
+def tokens(registry: FakeRegistry) -> int:
+    """Requests for tokens so far."""
+    return [seen.path for seen in registry.requests].count("/token")
+
+
 async def test_a_failed_login_is_not_repeated_at_once(net: Net) -> None:
     registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
     resolver = await net.resolver()
@@ -391,6 +635,65 @@ async def test_a_failed_login_is_not_repeated_at_once(net: Net) -> None:
         outcome = await settle(resolver, net.image("public.test", tag=tag), ("alice", "wrong"))
         assert reason(outcome) is Reason.UNAUTHORIZED
     assert [seen.path for seen in registry.requests].count("/token") == 1
+
+
+# Connections
+
+
+async def test_questions_one_after_the_other_share_a_connection(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    resolver = await net.resolver()
+    for number in range(10):
+        registry.push_image("demo/app", str(number))
+        digest(await settle(resolver, net.image("public.test", tag=str(number)), ALICE))
+    assert len(registry.requests) > 10
+    assert len({seen.connection for seen in registry.requests}) == 1
+
+
+@pytest.mark.parametrize("status", [404, 503])
+async def test_a_connection_is_used_again_after_an_error(net: Net, status: int) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(status, body=b"x" * 60_000))
+    resolver = await net.resolver()
+    for number in range(3):
+        await settle(resolver, net.image("public.test", tag=str(number)))
+    assert len({seen.connection for seen in registry.requests}) == 1
+
+
+async def test_no_more_connections_are_kept_than_were_needed_at_once(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(_slow)
+    resolver = await net.resolver(per_host=4)
+    for _ in range(3):
+        questions = [
+            settle(resolver, net.image("public.test", tag=str(tag)), namespace=f"team-{tag}")
+            for tag in range(12)
+        ]
+        await asyncio.gather(*questions)
+        net.clock.advance(60)
+    assert len({seen.connection for seen in registry.requests}) == 4
+
+
+@pytest.mark.parametrize(("connections", "share"), [(1, 1), (2, 1), (8, 6)])
+async def test_the_operator_says_how_many_requests_a_registry_bears(
+    net: Net, connections: int, share: int
+) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(hanging())
+    listed = [RegistrySettings(f"public.test:{net.port}", connections=connections)]
+    resolver = await net.resolver(registries=listed)
+    asking = [
+        asyncio.create_task(
+            settle(resolver, net.image("public.test", tag=str(tag)), namespace=namespace)
+        )
+        for tag in range(10)
+        for namespace in ("one", "two")[: 1 if share == connections else 2]
+    ]
+    await asyncio.sleep(0.2)
+    assert len(registry.requests) == min(connections, 2 * share)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 # What is asked
