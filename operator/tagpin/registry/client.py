@@ -298,8 +298,7 @@ class RegistryClient:
             inner = Visit(login.registry, self._rules, reached_public=visit.reached_public)
             return await self._visit(fetch_token(login), inner, self._longest_login)
 
-        derived = login.realm.origin() != login.registry.origin
-        trusted = self._transport.trusted(login.realm, visit, derived=derived)
+        trusted = self._transport.trusted(login.realm, visit, derived=login.derived)
         visit.logs_in_at_a_stranger, talk.awaits = trusted is None, True
         token = (await self._tokens.get(key, load)).value
         visit.logs_in_at_a_stranger = talk.awaits = False

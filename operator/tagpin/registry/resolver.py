@@ -24,6 +24,7 @@ from tagpin.registry.client import RegistryClient, Throttled, Unasked
 from tagpin.registry.conversation import resolve_tag
 from tagpin.registry.flow import Failure, Registry
 from tagpin.registry.limits import MAX_PLACES, Circuits, Release, Slots
+from tagpin.registry.manifest import Oddity
 from tagpin.registry.transport import TransientFailure, Unconnected
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class RegistryResolver:
     until it is `stale_if_error` seconds old. One question to a registry, its mirrors included,
     takes at most `load_timeout` seconds; it goes on when its caller is cancelled, since others may
     share it. `clock` is monotonic, `now` the wall clock (UTC). `observe` is told how the cache was
-    used.
+    used, and `remark` of each oddity of a registry, by its name; the log has those too.
 
     A namespace has at most `per_namespace` questions under way, and of one registry what the
     client says is a share. Whatever else it brings about is held against it alone: a registry that
@@ -128,8 +129,10 @@ class RegistryResolver:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = _utc_now,
         observe: Callable[[Use], None] = lambda _: None,
+        remark: Callable[[str, Oddity], None] = lambda *_: None,
     ) -> None:
         self._client = client
+        self._remark = remark
         self._mirror_candidates = mirror_candidates
         self._load_timeout = load_timeout
         self._per_namespace = per_namespace
@@ -292,7 +295,8 @@ class RegistryResolver:
             raise _Refused(question.namespace, Reason.UNREACHABLE, _SILENT.format(*whose))
         since = self._clock()
         try:
-            flow = resolve_tag(registry, question.ref, candidates)
+            remark = partial(self._note, question.ref, registry)
+            flow = resolve_tag(registry, question.ref, candidates, remark)
             digest = await self._client.run(flow, registry, within=within)
         except (Unasked, Unconnected):
             raise  # which has nothing to do with what is asked for
@@ -310,6 +314,10 @@ class RegistryResolver:
             raise
         self._circuits.answered(whose)
         return digest
+
+    def _note(self, ref: Reference, registry: Registry, oddity: Oddity) -> None:
+        log.warning("%s: a %s in the answer of %s", ref, oddity, registry.name)
+        self._remark(registry.name, oddity)
 
 
 _SILENT = "{1} was silent about what {0} asked for lately"

@@ -27,7 +27,7 @@ RULES = AddressRules(
     private=(*DEFAULT_RULES.private, ip_network("127.2.0.0/16")),
 ).blocking("127.3.0.0/16", "127.0.0.0/16")
 
-_OF_THE_RESOLVER = ("per_namespace", "mirror_candidates")
+_OF_THE_RESOLVER = ("per_namespace", "mirror_candidates", "remark")
 
 ADDRESSES = {
     "public.test": "127.1.0.1",
