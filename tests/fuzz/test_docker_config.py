@@ -94,7 +94,7 @@ KEYS = st.one_of(
 CONFIGS = st.one_of(
     st.builds(
         lambda auths, more: more | {"auths": auths},
-        st.dictionaries(KEYS, ENTRIES, max_size=8),
+        st.dictionaries(KEYS, ENTRIES, max_size=5),
         st.dictionaries(
             st.sampled_from(["credsStore", "credHelpers", "HttpHeaders", "auths"]),
             SECRETS,

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 
-from fakes.registry import (
-    FakeRegistry,
+from fakes.faults import (
+    OCI_IMAGE,
     answering,
+    breaking_off,
     hanging,
     redirecting,
     resetting,
+    streaming,
 )
+from fakes.registry import FakeRegistry
 from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.places import RegistrySettings
+from tagpin.registry.resolver import RegistryResolver
 
 from .conftest import Net, settle
 
@@ -209,36 +213,71 @@ async def test_a_private_registry_may_have_its_tokens_from_a_private_server(net:
 # Scanning the private network
 
 
-async def test_strangers_learn_only_that_a_private_host_is_unreachable(net: Net) -> None:
-    """Whatever is at the address, or nothing: one reason and one sentence."""
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+FINDINGS = {
+    "nothing of that name": answering(404),
+    "a closed door": answering(403),
+    "a login": answering(401, {"WWW-Authenticate": "Basic"}),
+    "a login by token": answering(401, {"WWW-Authenticate": 'Bearer realm="https://r.test/t"'}),
+    "a bad challenge": answering(401, {"WWW-Authenticate": 'Bearer realm="'}),
+    "an unknown login": answering(401, {"WWW-Authenticate": "Negotiate"}),
+    "a bad request": answering(400),
+    "another method": answering(405),
+    "a time-out": answering(408),
+    "a limit": answering(429),
+    "a limit for an hour": answering(429, {"Retry-After": "3600"}),
+    "a pause of an hour": answering(503, {"Retry-After": "3600"}),
+    "trouble": answering(500),
+    "more trouble": answering(503),
+    "an odd status": answering(799),
+    "a page": answering(200, {"Content-Type": "text/html"}, b"<title>router</title>"),
+    "no manifest": answering(200, {"Content-Type": OCI_IMAGE}, b"{}"),
+    "an old manifest": answering(200, {"Content-Type": SCHEMA_1}, b'{"schemaVersion": 1}'),
+    "a packed manifest": answering(200, {"Content-Encoding": "gzip"}, b"\x1f\x8b"),
+    "an endless manifest": streaming(b" " * 65536),
+    "half a manifest": breaking_off(),
+    "a way in plain http": redirecting("http://private.test/"),
+    "a way to the metadata": redirecting("https://169.254.169.254/"),
+    "a way in a circle": redirecting("{path}"),
+    "a way to nowhere": redirecting("https://[::1"),
+    "a reset": resetting(),
+    "silence": hanging(),
+}
+
+
+@pytest.mark.parametrize("logins", [(), (ALICE,)], ids=["anonymous", "with a login"])
+async def test_strangers_learn_only_that_a_private_host_is_unreachable(
+    net: Net, logins: tuple[tuple[str, str], ...]
+) -> None:
+    """Whatever is at the address, or nothing: one reason and one sentence, also the second time."""
     registry = await net.registry("private.test")
-    outcomes = [await net.ask(net.image("private.test", tag="absent"))]
-    for fault in (
-        answering(401, {"WWW-Authenticate": "Basic"}),
-        answering(401, {"WWW-Authenticate": 'Bearer realm="'}),
-        answering(403),
-        answering(404),
-        answering(400),
-        answering(429),
-        answering(503),
-        answering(200, {"Content-Type": "text/html"}, b"<title>router</title>"),
-        redirecting("http://private.test/"),
-        redirecting("https://169.254.169.254/"),
-        resetting(),
-        hanging(),
-    ):
+    client = await net.client(read_timeout=0.05)
+    said: dict[str, set[str]] = {}
+
+    async def look(finding: str, name: str = "private.test") -> None:
+        resolver = RegistryResolver(client, clock=net.clock, now=net.clock.now)
+        for _ in range(2):
+            outcome = await settle(resolver, net.image(name, tag="absent"), *logins, max_age=-1)
+            assert reason(outcome) is Reason.UNREACHABLE, finding
+            said.setdefault(str(outcome).replace(name, "HOST"), set()).add(finding)
+        await resolver.aclose()
+        net.clock.advance(4000)
+
+    await look("nothing at all")
+    for finding, fault in FINDINGS.items():
         registry.heal()
         registry.fault(fault)
-        outcomes.append(await net.ask(net.image("private.test", tag="absent"), read_timeout=0.1))
+        await look(finding)
+    net.names.add("other-name.test", ["127.2.0.1"])
+    await look("a certificate for others", "other-name.test")
     await registry.stop()
-    outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # nobody listens
+    await look("nobody who listens")
     plain = await net.registry("private.test", tls=False)
-    outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # no TLS
+    await look("no TLS")
     await plain.stop()
     net.names.add("private.test")
-    outcomes.append(await net.ask(net.image("private.test", tag="absent")))  # no such name
-    assert {reason(outcome) for outcome in outcomes} == {Reason.UNREACHABLE}
-    assert len({str(outcome) for outcome in outcomes}) == 1
+    await look("no such name")
+    assert len(said) == 1, said
 
 
 @pytest.mark.parametrize("slow", ["server", "caller"])

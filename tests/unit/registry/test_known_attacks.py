@@ -144,6 +144,42 @@ async def test_a_token_does_not_come_back_with_a_redirect_that_returns(net: Net)
     assert {seen.authorization for seen in back} == {None}
 
 
+@about("ggcr#2193", "jib#4523", "CVE-2026-33540", "CVE-2026-24845", "CVE-2026-48978")
+@pytest.mark.parametrize("identity", ["", "identity"], ids=["password", "identity token"])
+async def test_a_strict_registrys_credentials_go_to_no_token_server_that_it_names(
+    net: Net, identity: str
+) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    evil = await net.registry("other.test", tokens=True)
+    registry.realm = evil.realm
+    where = f"public.test:{net.port}"
+    keychain = Keychain(((where, Credential(*ALICE, identity)),))
+    for token_hosts in ((), ("other.example",), ("*.other.test",)):
+        strict = RegistrySettings(where, strict=True, token_hosts=token_hosts)
+        resolver = await net.resolver(registries=[strict])
+        ref = Reference.parse(net.image("public.test"))
+        with pytest.raises(Unresolvable) as caught:
+            await resolver.resolve(ref, keychain, namespace="team", max_age=60, within=20)
+        assert caught.value.reason is Reason.BAD_ANSWER
+    assert evil.requests == []
+
+
+@about("ggcr#2193", "jib#4523", "CVE-2026-33540", "CVE-2026-24845", "CVE-2026-48978")
+async def test_a_foreign_token_server_gets_only_what_was_for_its_registry(net: Net) -> None:
+    """Where nobody is strict: whoever runs the registry could have had it there, too."""
+    registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
+    evil = await net.registry("other.test", tokens=True)
+    registry.realm = evil.realm
+    resolver = await net.resolver()
+    others = [("other.test", "bob"), ("private.test", "carol"), ("*.example", "dave")]
+    entries = [(f"{host}:{net.port}", Credential(name, name)) for host, name in others]
+    ref = Reference.parse(net.image("public.test"))
+    keychain = Keychain(((ref.domain, Credential(*ALICE)), *entries))
+    with pytest.raises(Unresolvable):
+        await resolver.resolve(ref, keychain, namespace="team", max_age=60, within=20)
+    assert {ALICE_BASIC} == set(authorizations(evil))
+
+
 @about("ollama#10750")
 async def test_a_registry_gets_no_token_that_is_for_another_one(net: Net) -> None:
     """It names the token server of a registry that the pod has a secret for."""
