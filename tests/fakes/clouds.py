@@ -78,7 +78,7 @@ class CloudNames(FakeNames):
 
     async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
         found = await super().resolve(host, port, family)
-        return [{**each, "port": self.ports.get(host, port)} for each in found]
+        return [{**each, "port": self.ports.get(host.rstrip("."), port)} for each in found]
 
 
 class FakeClouds:

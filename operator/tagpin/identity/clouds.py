@@ -14,7 +14,7 @@ from tagpin.errors import ConfigurationError, Unobtainable
 from tagpin.identity.acr import Acr
 from tagpin.identity.aws import Keys
 from tagpin.identity.ecr import Ecr
-from tagpin.identity.endpoints import Endpoints
+from tagpin.identity.endpoints import Endpoints, Proxy
 from tagpin.identity.google import Google
 from tagpin.keychain import Credential, Identity
 
@@ -54,7 +54,7 @@ class CloudIdentities:
         aws_instance_role: bool = False,
         ca: str | None = None,
         names: AbstractResolver | None = None,
-        proxy: Callable[[URL], str | None] = lambda _: None,
+        proxy: Callable[[URL], Proxy | None] = lambda _: None,
         timeout: float = 3.0,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = _now,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import orjson
@@ -108,6 +108,20 @@ def visible(value: Any, complaint: str) -> str:
     return value
 
 
+class Proxy(Protocol):
+    """An HTTP proxy."""
+
+    @property
+    def url(self) -> URL:
+        """Where it is."""
+        ...
+
+    @property
+    def authorization(self) -> str | None:
+        """The Proxy-Authorization that it wants, if any."""
+        ...
+
+
 class Endpoints:
     """Carries single requests; use as an async context manager.
 
@@ -122,7 +136,7 @@ class Endpoints:
         *,
         ca: str | None = None,
         names: AbstractResolver | None = None,
-        proxy: Callable[[URL], str | None] = lambda _: None,
+        proxy: Callable[[URL], Proxy | None] = lambda _: None,
         timeout: float = 3.0,
     ) -> None:
         self._tls = ssl.create_default_context()
@@ -185,6 +199,8 @@ class Endpoints:
         if self._session is None:
             raise RuntimeError("the endpoints are not open")
         host = url.host or ""
+        proxy = self._proxy(url) if url.scheme == "https" else None
+        login = proxy.authorization if proxy else None
         try:
             async with self._session.request(
                 method,
@@ -192,7 +208,8 @@ class Endpoints:
                 headers=headers,
                 data=body if form is None else form,
                 ssl=self._tls,
-                proxy=self._proxy(url) if url.scheme == "https" else None,
+                proxy=proxy.url if proxy else None,
+                proxy_headers={"Proxy-Authorization": login} if login else None,
                 allow_redirects=False,
             ) as response:
                 if response.status != HTTPStatus.OK:
@@ -221,6 +238,10 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
 
 def _complaint(error: Exception, host: str) -> str:
     match error:
+        case aiohttp.ClientHttpProxyError():
+            return f"the proxy answered {error.status} to the wish for {host}"
+        case aiohttp.ClientProxyConnectionError():
+            return f"no connection to the proxy that leads to {host}"
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
             return f"no trusted TLS with {host}"
         case TimeoutError():

@@ -23,6 +23,7 @@ API_HOSTS = [
     "login.microsoftonline.com",
     "login.microsoftonline.us",
     "demo.azurecr.io",
+    "demo-abc123.azurecr.io",
     "other.azurecr.io",
     "images.corp.example",
 ]
@@ -37,9 +38,12 @@ REGISTRY_HOSTS = [
 class Sky:
     """The clouds, and identities whose clock is theirs."""
 
-    def __init__(self, clouds: FakeClouds, clock: FakeClock, ca: str, folder: Path) -> None:
+    def __init__(
+        self, clouds: FakeClouds, clock: FakeClock, tls: ssl.SSLContext, ca: str, folder: Path
+    ) -> None:
         self.clouds = clouds
         self.clock = clock
+        self.tls = tls
         self.ca = ca
         self.folder = folder
         self.stack = AsyncExitStack()
@@ -86,6 +90,6 @@ async def sky(
     clock = FakeClock()
     async with FakeClouds(cloud_tls, now=clock.now) as clouds:
         clouds.lead(*API_HOSTS)
-        sky = Sky(clouds, clock, authority.certificate.read_text(), tmp_path)
+        sky = Sky(clouds, clock, cloud_tls, authority.certificate.read_text(), tmp_path)
         async with sky.stack:
             yield sky
