@@ -41,6 +41,21 @@ def test_what_is_over_the_limits_is_refused(headers: list[str]) -> None:
         parse_challenges(headers)
 
 
+@pytest.mark.parametrize(
+    ("headers", "count"),
+    [
+        (['Basic realm="' + "x" * 8178 + '"'], 1),
+        ([", ".join(["Basic"] * 10)], 10),
+        (["Basic"] * 10, 10),
+        (["Basic"] * 5 + [", ".join(["Basic"] * 5)], 10),
+        (["Basic " + ", ".join(f"p{n}=1" for n in range(20))], 1),
+    ],
+    ids=["header of 8 KiB", "10 challenges", "10 headers", "10 in all", "20 parameters"],
+)
+def test_what_is_within_the_limits_is_read(headers: list[str], count: int) -> None:
+    assert len(parse_challenges(headers)) == count
+
+
 def test_a_hostile_header_cannot_hold_the_event_loop() -> None:
     started = time.perf_counter()
     for header in ('Basic realm="' + "\\" * 8000, "a " * 4000, "a=" * 4000, 'Basic a="' * 900):

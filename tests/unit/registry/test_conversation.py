@@ -1,11 +1,8 @@
 """Conversations about a tag, played without a server or an event loop."""
 
-import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from yarl import URL
 
 from fakes.conversation import (
@@ -900,37 +897,3 @@ def test_static_hosting_knows_neither_digests_nor_media_types() -> None:
     plain = response(200, content_type="application/octet-stream")
     steps, _ = play(resolving(), plain, files)
     assert methods(steps) == ["HEAD", "GET"]
-
-
-# Whatever it says
-
-
-HEADERS = st.tuples(
-    st.sampled_from(["location", "www-authenticate", "docker-content-digest", "content-type"]),
-    st.sampled_from([OCI_IMAGE, OCI_INDEX, BEARER, "Basic", str(DIGEST), "/x"]) | st.text(),
-)
-REPLIES = st.builds(
-    Response,
-    st.sampled_from([200, 204, 301, 307, 400, 401, 403, 404, 405, 429, 500, 501]),
-    st.lists(HEADERS, max_size=4).map(tuple),
-    st.binary(max_size=20) | st.sampled_from([json.dumps(IMAGE).encode(), b"{}", b"[]"]),
-)
-
-
-@settings(max_examples=50)
-@given(st.lists(REPLIES, min_size=60, max_size=60))
-def test_every_conversation_ends_with_a_digest_or_a_reason(replies: list[Response]) -> None:
-    assert isinstance(outcome(resolving(ALICE, BOB), replies), Digest | Reason)
-
-
-def outcome(flow: Flow[Digest], replies: list[Response]) -> Digest | Reason | None:
-    step: Step = next(flow)
-    try:
-        for reply in replies:
-            step = flow.send("t0ken" if isinstance(step, Login) else reply)
-    except StopIteration as end:
-        digest: Digest = end.value
-        return digest
-    except Failure as failure:
-        return failure.reason
-    return None
