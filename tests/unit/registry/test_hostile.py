@@ -3,12 +3,16 @@
 import asyncio
 import itertools
 import json
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fakes.raw import RawRegistry
 from fakes.registry import Handler
 from tagpin.errors import Unresolvable
 from tagpin.keychain import InvalidDockerConfig, Keychain
@@ -16,7 +20,7 @@ from tagpin.pinning import Resolution
 from tagpin.reference import Reference
 from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import Net
+from .conftest import ADDRESSES, Net, settle
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=30)
 # What a server can put on the wire as a header at all.
@@ -139,3 +143,51 @@ async def test_no_name_breaks_the_resolver(net: Net) -> None:
         asyncio.run_coroutine_threadsafe(settles(resolver, image, {}), loop).result(20)
 
     await asyncio.to_thread(fuzz)
+
+
+def head(status: str, *lines: str) -> bytes:
+    told = [f"HTTP/1.1 {status}", "Content-Length: 0", "Connection: close", *lines]
+    return "\r\n".join([*told, "", ""]).encode()
+
+
+LONG = "x" * 8000
+FLOODS = {
+    "10,000 challenges": head("401 x", *["WWW-Authenticate: " + "Basic, " * 1100] * 100),
+    "10,000 challenges of one letter": head("401 x", *["WWW-Authenticate: " + "a," * 4000] * 100),
+    "a challenge of 2,000 parameters": head("401 x", "WWW-Authenticate: a " + "b=c," * 2000),
+    "10,000 challenges in one line": head("401 x", "WWW-Authenticate: " + "Basic, " * 10_000),
+    "10,000 headers": head("200 x", *[f"X-{number}: x" for number in range(10_000)]),
+    "10,000 cookies": head("200 x", *[f"Set-Cookie: a{n}=x; Path=/" for n in range(10_000)]),
+    "10,000 digests": head("200 x", *["Docker-Content-Digest: sha256:x"] * 10_000),
+    "a redirect of 8 KiB": head("307 x", f"Location: https://public.test:PORT/{LONG}"),
+    "a redirect of 8 KiB of query": head("307 x", f"Location: ?{LONG}"),
+    "a redirect to a name of 8 KiB": head("307 x", f"Location: https://{LONG}.test/"),
+    "a redirect to 4,000 labels": head("307 x", f"Location: https://{'a.' * 4000}test/"),
+    "a redirect of many ways back": head("307 x", "Location: " + "../" * 2600),
+    "a realm of 8 KiB": head(
+        "401 x", f'WWW-Authenticate: Bearer realm="https://public.test:PORT/{LONG}"'
+    ),
+    "a service of 8 KiB": head(
+        "401 x", f'WWW-Authenticate: Bearer realm="https://public.test:PORT/",service="{LONG}"'
+    ),
+    "a pause of 8 KiB": head("429 x", f"Retry-After: {'9' * 8000}"),
+    "a type of 8 KiB": head("200 x", f"Content-Type: {LONG}", f"Content-Encoding: {LONG}"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+async def test_a_flood_costs_little_time_and_few_words(net: Net, flood: bytes) -> None:
+    async def script(_method: str) -> AsyncIterator[bytes]:
+        yield flood.replace(b"PORT", str(net.port).encode())
+
+    async with RawRegistry(script, host=ADDRESSES["public.test"], tls=net.tls) as registry:
+        net.port = registry.port
+        client = await net.client()
+        resolver = RegistryResolver(client)
+        began = time.process_time()
+        outcome = await settle(resolver, net.image("public.test"), ("alice", "pa55word"))
+        spent = time.process_time() - began
+        await resolver.aclose()
+    assert isinstance(outcome, Unresolvable)
+    assert len(str(outcome)) < 300
+    assert spent < 0.5
