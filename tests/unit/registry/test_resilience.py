@@ -169,6 +169,7 @@ async def test_a_place_that_refuses_connections_is_left_alone_and_asked_again(
             image = net.image("public.test", tag=str(number))
             assert reason(await settle(resolver, image)) is Reason.UNREACHABLE
         assert len(net.exchanges) == 5
+        assert len(net.pauses) == 3  # and none before asking what is not asked any more
         assert client.open_circuits() == (f"public.test:{net.port}",)
         await registry.start()
         net.clock.advance(1.9)
@@ -537,6 +538,17 @@ async def test_a_turn_that_comes_too_late_is_refused_at_once_and_forgotten(net: 
     assert net.pauses == []
     net.clock.advance(2)
     assert digest(await settle(resolver, net.image("public.test"))) == pushed
+
+
+async def test_nobody_waits_for_a_turn_at_a_place_that_is_left_alone(net: Net) -> None:
+    registry = await net.registry("public.test")
+    await registry.stop()
+    paced = [RegistrySettings(f"public.test:{net.port}", requests_per_second=8)]
+    resolver = await net.resolver(registries=paced, clock=net.clock, retries=0)
+    for tag in range(20):
+        refused = await settle(resolver, net.image("public.test", tag=str(tag)))
+        assert reason(refused) is Reason.UNREACHABLE
+    assert (len(net.exchanges), net.pauses) == (5, [])
 
 
 async def test_a_strangers_redirect_makes_nobody_wait_for_a_turn(net: Net) -> None:

@@ -1,7 +1,9 @@
 """The resolver remembers what registries said, for those who may know it."""
 
 import asyncio
+import base64
 import logging
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,8 +15,9 @@ from tagpin.pinning import Resolution
 from tagpin.pins import Source
 from tagpin.reference import Digest, Reference
 from tagpin.registry.places import RegistrySettings
+from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import Net, settle
+from .conftest import ADDRESSES, Net, settle
 
 ALICE, BOB = ("alice", "a"), ("bob", "b")
 USERS = dict([ALICE, BOB])
@@ -28,6 +31,10 @@ def resolution(outcome: Resolution | Unresolvable) -> Resolution:
 def reason(outcome: Resolution | Unresolvable) -> Reason:
     assert isinstance(outcome, Unresolvable), outcome
     return outcome.reason
+
+
+def basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 def heads(registry: FakeRegistry) -> int:
@@ -106,6 +113,246 @@ async def test_a_failure_is_an_answer_for_a_short_while(
     assert reason(await settle(resolver, net.image("public.test"))) is reason(failed)
     net.clock.advance(0.1)
     resolution(await settle(resolver, net.image("public.test")))
+
+
+async def test_a_failure_counts_from_when_it_arrived(net: Net) -> None:
+    """Or silence would be forgotten at once: it takes longer than it is remembered."""
+    registry = await net.registry("public.test")
+
+    async def slow(_request: web.Request, _handle: Handler) -> web.StreamResponse:
+        net.clock.advance(9)
+        return web.Response(status=404)
+
+    registry.fault(slow, method="HEAD")
+    resolver = await net.resolver()
+    for elapsed, asked in ((0, 1), (9.9, 1), (0.1, 2)):
+        net.clock.advance(elapsed)
+        assert reason(await settle(resolver, net.image("public.test"))) is Reason.NOT_FOUND
+        assert heads(registry) == asked
+
+
+@pytest.mark.parametrize("host", ["blocked.test", "untrusted.test"])
+async def test_who_is_not_to_be_asked_is_not_tried_at_every_pod(net: Net, host: str) -> None:
+    await net.registry("public.test")
+    net.names.add("untrusted.test", [ADDRESSES["public.test"]])
+    resolver = await net.resolver()
+    for elapsed, asked in ((0, 1), (4.9, 1), (0.1, 2)):
+        net.clock.advance(elapsed)
+        assert reason(await settle(resolver, net.image(host))) in (Reason.BLOCKED, Reason.TLS)
+        assert len(net.exchanges) == asked
+
+
+# Registries that want to be left alone
+
+
+@pytest.mark.parametrize(
+    ("status", "known_as"), [(429, Reason.RATE_LIMITED), (503, Reason.UNREACHABLE)]
+)
+async def test_who_wants_to_be_left_alone_is_asked_nothing_until_then(
+    net: Net, status: int, known_as: Reason
+) -> None:
+    registry = await net.registry("public.test")
+    pushed = registry.push_image("demo/app", "v1")
+    registry.fault(answering(status, {"Retry-After": "20"}), times=1)
+    resolver = await net.resolver()
+    assert reason(await settle(resolver, net.image("public.test", tag="first"))) is known_as
+    for elapsed in (0, 19.9):
+        net.clock.advance(elapsed)
+        assert reason(await settle(resolver, net.image("public.test"))) is known_as
+    again = await settle(resolver, net.image("public.test", tag="first"), max_age=3600)
+    assert reason(again) is known_as
+    assert len(registry.requests) == 1
+    net.clock.advance(0.1)
+    assert str(resolution(await settle(resolver, net.image("public.test"))).digest) == pushed
+
+
+async def test_nobody_is_left_alone_for_more_than_a_minute(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    registry.fault(answering(429, {"Retry-After": "86400"}), times=1)
+    resolver = await net.resolver()
+    image = net.image("public.test")
+    assert reason(await settle(resolver, image, max_age=3600)) is Reason.RATE_LIMITED
+    net.clock.advance(59.9)
+    assert reason(await settle(resolver, image, max_age=3600)) is Reason.RATE_LIMITED
+    net.clock.advance(0.1)
+    resolution(await settle(resolver, image, max_age=3600))
+
+
+async def test_one_who_is_limited_does_not_limit_others(net: Net) -> None:
+    """Not those with other credentials, in other namespaces, or of other registries."""
+    registry, other = await net.registry("public.test"), await net.registry("other.test")
+    for each in (registry, other):
+        each.push_image("demo/app", "v1")
+    registry.fault(answering(429, {"Retry-After": "20"}), path="/demo/limited/")
+    resolver = await net.resolver()
+    await settle(resolver, net.image("public.test", "demo/limited"), ALICE)
+    limited = await settle(resolver, net.image("public.test"), ALICE)
+    assert reason(limited) is Reason.RATE_LIMITED
+    resolution(await settle(resolver, net.image("public.test"), ALICE, namespace="other"))
+    resolution(await settle(resolver, net.image("public.test"), BOB))
+    resolution(await settle(resolver, net.image("other.test"), ALICE))
+    # Nor was anything remembered that a fellow would hear.
+    resolution(await settle(resolver, net.image("public.test"), ALICE, namespace="third"))
+
+
+async def test_while_a_registry_is_left_alone_its_last_answer_stands_in(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    resolver = await net.resolver()
+    await settle(resolver, net.image("public.test"))
+    registry.fault(answering(429, {"Retry-After": "50"}))
+    net.clock.advance(10)
+    await settle(resolver, net.image("public.test", tag="other"))
+    known = await settle(resolver, net.image("public.test"), max_age=5)
+    assert resolution(known).source is Source.STALE
+
+
+async def test_of_a_private_registry_nobody_learns_that_it_wants_to_be_left_alone(
+    net: Net,
+) -> None:
+    registry = await net.registry("private.test")
+    registry.fault(answering(429, {"Retry-After": "20"}))
+    resolver = await net.resolver()
+    for tag in ("one", "two"):
+        shown = await settle(resolver, net.image("private.test", tag=tag))
+        assert reason(shown) is Reason.UNREACHABLE
+    assert len(registry.requests) == 1
+
+
+# Mirrors
+
+
+async def mirrored(net: Net, *mirrors: str, **settings: Any) -> RegistryResolver:
+    """A resolver for public.test, whose mirrors are these."""
+    host = f"public.test:{net.port}"
+    urls = tuple(f"https://{mirror}" for mirror in mirrors)
+    return await net.resolver(registries=[RegistrySettings(host, mirrors=urls)], **settings)
+
+
+async def test_a_mirror_is_asked_before_the_registry(net: Net) -> None:
+    registry, mirror = await net.registry("public.test"), await net.registry("private.test")
+    registry.push_image("demo/app", "v1")
+    pushed = mirror.push_image("cache/demo/app", "v1", b"as the mirror has it")
+    resolver = await mirrored(net, f"private.test:{net.port}/cache")
+    first = resolution(await settle(resolver, net.image("public.test")))
+    second = resolution(await settle(resolver, net.image("public.test")))
+    assert (str(first.digest), first.source) == (pushed, Source.REGISTRY)
+    assert second.source is Source.CACHE
+    assert registry.requests == []
+    (seen,) = mirror.requests
+    assert seen.query == {"ns": f"public.test:{net.port}"}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
+async def test_no_answer_of_a_mirror_is_final_but_a_digest(net: Net, status: int) -> None:
+    registry, mirror = await net.registry("public.test"), await net.registry("other.test")
+    pushed = registry.push_image("demo/app", "v1")
+    mirror.fault(answering(status, {"Retry-After": "30"}))
+    resolver = await mirrored(net, f"other.test:{net.port}")
+    for tag in ("v1", "missing"):
+        outcome = await settle(resolver, net.image("public.test", tag=tag))
+        if tag == "v1":
+            assert str(resolution(outcome).digest) == pushed
+        else:
+            assert reason(outcome) is Reason.NOT_FOUND
+
+
+async def test_mirrors_are_asked_in_order(net: Net) -> None:
+    registry, other = await net.registry("public.test"), await net.registry("other.test")
+    private = await net.registry("private.test")
+    registry.push_image("demo/app", "v1", b"registry")
+    pushed = private.push_image("demo/app", "v1", b"private")
+    hosts = (f"other.test:{net.port}", f"private.test:{net.port}")
+    resolver = await mirrored(net, *hosts)
+    outcome = await settle(resolver, net.image("public.test"))
+    assert str(resolution(outcome).digest) == pushed
+    assert heads(other) == 1
+    assert registry.requests == []
+
+
+async def test_mirrors_that_hang_leave_half_of_the_time_to_the_registry(net: Net) -> None:
+    registry, other = await net.registry("public.test"), await net.registry("other.test")
+    private = await net.registry("private.test")
+    pushed = registry.push_image("demo/app", "v1")
+    for mirror in (other, private):
+        mirror.fault(hanging())
+    hosts = (f"other.test:{net.port}", f"private.test:{net.port}")
+    resolver = await mirrored(net, *hosts, load_timeout=0.8)
+    asked_at = asyncio.get_running_loop().time()
+    outcome = await settle(resolver, net.image("public.test"))
+    assert str(resolution(outcome).digest) == pushed
+    assert asyncio.get_running_loop().time() - asked_at > 0.35
+    assert (heads(other), heads(private)) == (1, 1)
+
+
+async def test_mirrors_share_the_time_that_the_operator_gives_a_registry(net: Net) -> None:
+    registry, mirror = await net.registry("public.test"), await net.registry("other.test")
+    registry.push_image("demo/app", "v1")
+    mirror.fault(hanging())
+    urls = (f"https://other.test:{net.port}",)
+    listed = RegistrySettings(f"public.test:{net.port}", mirrors=urls, timeout=0.4)
+    resolver = await net.resolver(registries=[listed])
+    asked_at = asyncio.get_running_loop().time()
+    resolution(await settle(resolver, net.image("public.test")))
+    assert asyncio.get_running_loop().time() - asked_at < 4
+
+
+async def test_a_mirror_that_is_silent_is_left_out_for_a_while(net: Net) -> None:
+    registry, mirror = await net.registry("public.test"), await net.registry("other.test")
+    mirror.fault(hanging())
+    resolver = await mirrored(
+        net, f"other.test:{net.port}", load_timeout=2.0, read_timeout=0.05, retries=0
+    )
+    for tag in range(8):
+        pushed = registry.push_image("demo/app", str(tag))
+        outcome = await settle(resolver, net.image("public.test", tag=str(tag)))
+        assert str(resolution(outcome).digest) == pushed
+    assert heads(mirror) == 5
+
+
+async def test_what_a_pods_mirror_says_is_not_for_those_with_other_credentials(net: Net) -> None:
+    mirror = await net.registry("other.test")
+    mirror.push_image("demo/app", "v1")
+    resolver = await mirrored(net, f"other.test:{net.port}")
+    for login in (ALICE, BOB):
+        outcome = resolution(await settle(resolver, net.image("public.test"), login))
+        assert outcome.source is Source.REGISTRY
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+async def test_a_mirror_is_never_told_the_credentials_of_a_pod(net: Net, *, tokens: bool) -> None:
+    """Neither those for the registry nor those that the pod has for the mirror's host."""
+    registry = await net.registry("public.test", users=USERS)
+    mirror = await net.registry("other.test", users=USERS, tokens=tokens)
+    pushed = registry.push_image("demo/app", "v1")
+    mirror.push_image("demo/app", "v1", b"as the mirror has it")
+    resolver = await mirrored(net, f"other.test:{net.port}")
+    ref = Reference.parse(net.image("public.test"))
+    credential = Credential(*ALICE)
+    keychain = Keychain(((ref.domain, credential), (f"other.test:{net.port}", credential)))
+    outcome = await resolver.resolve(ref, keychain, namespace="team", max_age=60, within=20)
+    assert str(outcome.digest) == pushed
+    assert mirror.requests
+    assert not any((seen.authorization or "").startswith("Basic") for seen in mirror.requests)
+
+
+async def test_a_mirror_is_told_tagpins_own_credentials_for_its_host_and_path(net: Net) -> None:
+    registry = await net.registry("public.test", users=USERS)
+    mirror = await net.registry("other.test", users=dict([ALICE]))
+    pushed = mirror.push_image("cache/demo/app", "v1")
+    own = Keychain(
+        (
+            (f"public.test:{net.port}", Credential(*BOB)),
+            (f"other.test:{net.port}/elsewhere", Credential(*BOB)),
+            (f"other.test:{net.port}/cache/demo", Credential(*ALICE)),
+        )
+    )
+    resolver = await mirrored(net, f"other.test:{net.port}/cache", mirror_candidates=own.candidates)
+    outcome = await settle(resolver, net.image("public.test"))
+    assert str(resolution(outcome).digest) == pushed
+    assert [seen.authorization for seen in mirror.requests] == [None, basic(*ALICE)]
+    assert registry.requests == []
 
 
 async def test_a_shared_failure_names_the_image_that_each_caller_wrote(net: Net) -> None:
