@@ -69,7 +69,7 @@ class Proxies:
     _rules: tuple[_Rule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        entries = (each.strip().lower() for each in self.no_proxy.split(","))
+        entries = (each.strip() for each in self.no_proxy.split(","))
         rules = tuple(rule for each in entries if (rule := _rule(each)) is not None)
         object.__setattr__(self, "_rules", rules)
 

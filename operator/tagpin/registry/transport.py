@@ -4,8 +4,8 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
@@ -142,7 +142,7 @@ class Transport:
         self._clock = clock
         self._observe = observe
         self._stack = AsyncExitStack()
-        self._sessions: _Sessions | None = None
+        self._pools: _Pools | None = None
         self._large = {trusted: asyncio.Semaphore(LARGE_BODIES) for trusted in (True, False)}
 
     async def __aenter__(self) -> Self:
@@ -156,19 +156,16 @@ class Transport:
         everywhere = guard.socket_factory(lambda _: True)
         guarded = guard.socket_factory(lambda address: not rules.blocks(address))
         public = guard.socket_factory(rules.is_public)
-        # What a registry leads to is judged for each request: no connection is kept.
-        derived = await self._open(absolute, guarded, pooled=False)
-        proxied_once = await self._open(names, _any_socket, _ProxiedResponse, pooled=False)
-        self._sessions = _Sessions(
+        self._pools = _Pools(
             listed=await self._open(names, everywhere),
-            globbed=await self._pool(absolute, guarded, spare=derived),
-            unlisted=await self._pool(absolute, guarded, spare=derived),
-            derived=derived,
-            derived_public=await self._open(absolute, public, pooled=False),
+            globbed=await self._open(absolute, guarded),
+            unlisted=await self._open(absolute, guarded),
+            # What a registry leads to is judged for each request: no connection is kept.
+            derived=await self._open(absolute, guarded, idle=0),
+            derived_public=await self._open(absolute, public, idle=0),
             # These connect to proxies alone, which the operator chose.
             proxied_listed=await self._open(names, _any_socket, _ProxiedResponse),
-            proxied=await self._pool(names, _any_socket, _ProxiedResponse, spare=proxied_once),
-            proxied_derived=proxied_once,
+            proxied=await self._open(names, _any_socket, _ProxiedResponse),
         )
         return self
 
@@ -178,7 +175,7 @@ class Transport:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._sessions = None
+        self._pools = None
         await self._stack.aclose()
 
     async def exchange(self, request: Request, visit: Visit) -> Response:
@@ -229,7 +226,7 @@ class Transport:
         proxy = self._proxy(url, settings)
         connect = (settings.connect_timeout if settings else None) or self._connect_timeout
         return _Way(
-            session=self._session(request, visit, trusted, exempt=exempt, proxied=bool(proxy)),
+            pool=self._pool(request, visit, trusted, exempt=exempt, proxied=bool(proxy)),
             host=url.raw_host or "",
             tls=self._own_tls.get(settings.host, self._tls) if settings else self._tls,
             timeout=aiohttp.ClientTimeout(
@@ -264,7 +261,7 @@ class Transport:
             return self._own_proxies[settings.host]
         return self._proxies.leading_to(url)
 
-    def _session(
+    def _pool(
         self,
         request: Request,
         visit: Visit,
@@ -272,12 +269,12 @@ class Transport:
         *,
         exempt: bool,
         proxied: bool,
-    ) -> aiohttp.ClientSession:
+    ) -> "_Pool":
         """Which connections may carry a request."""
-        if self._sessions is None:
+        if self._pools is None:
             raise RuntimeError("the client is not open")
         if exempt:
-            return self._sessions.proxied_listed if proxied else self._sessions.listed
+            return self._pools.proxied_listed if proxied else self._pools.listed
         url, host = request.url, request.url.raw_host or ""
         if guard.is_blocked_name(host):
             raise Failure(Reason.BLOCKED, f"{host} is no name of a registry")
@@ -285,18 +282,10 @@ class Transport:
             raise Failure(Reason.BLOCKED, f"port {url.port} of {host} was not expected")
         if proxied:
             self._check_literal(host, public=request.derived and visit.reached_public)
-        match request.derived, proxied:
-            case True, True:
-                return self._sessions.proxied_derived
-            case False, True:
-                return self._sessions.proxied.session
-            case True, False:
-                if visit.reached_public:
-                    return self._sessions.derived_public
-                return self._sessions.derived
-            case _:
-                pool = self._sessions.globbed if trusted else self._sessions.unlisted
-                return pool.session
+            return self._pools.proxied
+        if not request.derived:
+            return self._pools.globbed if trusted is not None else self._pools.unlisted
+        return self._pools.derived_public if visit.reached_public else self._pools.derived
 
     def _check_literal(self, host: str, *, public: bool) -> None:
         """What the guard says to an address, of one that only the proxy will connect to."""
@@ -317,80 +306,79 @@ class Transport:
             # A tunnel is asked for in a request of its own; plain http has but this one.
             to_proxy = proxy_headers if request.url.scheme == "https" else headers
             to_proxy["Proxy-Authorization"] = way.proxy.authorization
-        async with way.session.request(
-            request.method,
-            request.url,
-            headers=headers,
-            data=request.body or None,
-            ssl=way.tls,
-            # Through a tunnel aiohttp takes the final dot of a name for a part of it.
-            server_hostname=way.host.rstrip(".") if way.proxy else None,
-            proxy=way.proxy.url if way.proxy else None,
-            proxy_headers=proxy_headers or None,
-            timeout=way.timeout,
-            allow_redirects=False,
-        ) as response:
-            answer_headers = tuple(response.headers.items())
-            large = self._large[way.told]
-            if response.status == HTTPStatus.OK:
-                body = await _read(response, request.max_body, large)
-                if body is None:
-                    detail = f"the answer is longer than {request.max_body} bytes"
-                    raise Failure(Reason.BAD_ANSWER, detail)
-                return Response(response.status, answer_headers, body)
-            body = await _read(response, MAX_OTHER_BODY, large)
-            if body is None:
-                response.close()
-            return Response(response.status, answer_headers, body or b"")
+        with way.pool.lend() as session:
+            async with session.request(
+                request.method,
+                request.url,
+                headers=headers,
+                data=request.body or None,
+                ssl=way.tls,
+                # Through a tunnel aiohttp takes the final dot of a name for a part of it.
+                server_hostname=way.host.rstrip(".") if way.proxy else None,
+                proxy=way.proxy.url if way.proxy else None,
+                proxy_headers=proxy_headers or None,
+                timeout=way.timeout,
+                allow_redirects=False,
+            ) as response:
+                return await self._receive(response, request, self._large[way.told])
 
-    async def _pool(
-        self,
-        names: AbstractResolver,
-        sockets: aiohttp.SocketFactoryType,
-        response_class: type[aiohttp.ClientResponse] | None = None,
-        *,
-        spare: aiohttp.ClientSession,
-    ) -> "_Pool":
-        """Connections that are kept, while there are less than `total`."""
-        open_sockets: WeakSet[socket.socket] = WeakSet()
-
-        def counted(info: aiohttp.AddrInfoType) -> socket.socket:
-            made = sockets(info)
-            open_sockets.add(made)
-            return made
-
-        kept = await self._open(names, counted, response_class)
-        return _Pool(kept, spare, open_sockets, self._total)
+    async def _receive(
+        self, response: aiohttp.ClientResponse, request: Request, large: asyncio.Semaphore
+    ) -> Response:
+        headers = tuple(response.headers.items())
+        is_ok = response.status == HTTPStatus.OK
+        body = await _read(response, request.max_body if is_ok else MAX_OTHER_BODY, large)
+        if body is None and is_ok:
+            detail = f"the answer is longer than {request.max_body} bytes"
+            raise Failure(Reason.BAD_ANSWER, detail)
+        if body is None:
+            response.close()
+        return Response(response.status, headers, body or b"")
 
     async def _open(
         self,
         names: AbstractResolver,
-        sockets: aiohttp.SocketFactoryType,
+        make: aiohttp.SocketFactoryType,
         response_class: type[aiohttp.ClientResponse] | None = None,
         *,
-        pooled: bool = True,
-    ) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            resolver=names,
-            socket_factory=sockets,
-            force_close=not pooled,
-            keepalive_timeout=KEEPALIVE if pooled else None,
-            limit=self._total,
-            # The client bounds them by who leads there, so that no stranger can use them up.
-            limit_per_host=self._per_host if pooled else 0,
-            ttl_dns_cache=NAME_AGE,
-        )
-        return await self._stack.enter_async_context(
-            aiohttp.ClientSession(
-                connector=connector,
-                response_class=response_class or _PeerNotingResponse,
-                headers={"User-Agent": f"tagpin/{__version__}", "Accept-Encoding": "identity"},
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                max_line_size=MAX_HEADER_FIELD,
-                max_field_size=MAX_HEADER_FIELD,
+        idle: int | None = None,
+    ) -> "_Pool":
+        """Connections of which `idle`, by default `total`, may wait for the next request."""
+        sockets: WeakSet[socket.socket] = WeakSet()
+
+        def counted(info: aiohttp.AddrInfoType) -> socket.socket:
+            made = make(info)
+            sockets.add(made)
+            return made
+
+        async def session(*, keeps: bool) -> aiohttp.ClientSession:
+            connector = aiohttp.TCPConnector(
+                resolver=names,
+                socket_factory=counted if keeps else make,
+                force_close=not keeps,
+                keepalive_timeout=KEEPALIVE if keeps else None,
+                limit=self._total,
+                limit_per_host=self._per_host,
+                ttl_dns_cache=NAME_AGE,
             )
+            return await self._stack.enter_async_context(
+                aiohttp.ClientSession(
+                    connector=connector,
+                    response_class=response_class or _PeerNotingResponse,
+                    headers={"User-Agent": f"tagpin/{__version__}", "Accept-Encoding": "identity"},
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    auto_decompress=False,
+                    trust_env=False,
+                    max_line_size=MAX_HEADER_FIELD,
+                    max_field_size=MAX_HEADER_FIELD,
+                )
+            )
+
+        return _Pool(
+            keeping=await session(keeps=True),
+            closing=await session(keeps=False),
+            sockets=sockets,
+            idle=self._total if idle is None else idle,
         )
 
 
@@ -402,41 +390,51 @@ class Unconnected(TransientFailure):
     """No connection came about, so that it says nothing of what was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pool:
-    """Connections that are kept for the next request, until there are `most`."""
+    """Connections of one class of trust; aiohttp itself bounds only those in use.
 
-    kept: aiohttp.ClientSession
-    spare: aiohttp.ClientSession
-    """Keeps none, and is guarded as the other one is."""
+    While `idle` of the `sockets` of one session wait for a next request, the other one, which
+    keeps no connection, carries what comes.
+    """
+
+    keeping: aiohttp.ClientSession
+    closing: aiohttp.ClientSession
     sockets: WeakSet[socket.socket]
-    most: int
+    idle: int
+    _busy: int = 0
 
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """What carries the next request: aiohttp itself bounds only connections in use."""
-        return self.kept if len(self.sockets) < self.most else self.spare
+    @contextmanager
+    def lend(self) -> Iterator[aiohttp.ClientSession]:
+        """The session for one request."""
+        if len(self.sockets) - self._busy >= self.idle:
+            yield self.closing
+            return
+        self._busy += 1
+        try:
+            yield self.keeping
+        finally:
+            self._busy -= 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Sessions:
-    """One session, with its connector, or a pool of them per class of trust."""
+class _Pools:
+    """One per class of trust."""
 
-    listed: aiohttp.ClientSession
+    listed: _Pool
     globbed: _Pool
     unlisted: _Pool
-    derived: aiohttp.ClientSession
-    derived_public: aiohttp.ClientSession
-    proxied_listed: aiohttp.ClientSession
+    derived: _Pool
+    derived_public: _Pool
+    proxied_listed: _Pool
     proxied: _Pool
-    proxied_derived: aiohttp.ClientSession
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
     """How a request gets to its host; `told` where strangers may hear what comes of it."""
 
-    session: aiohttp.ClientSession
+    pool: _Pool
     host: str
     tls: ssl.SSLContext
     timeout: aiohttp.ClientTimeout

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from yarl import URL
 
 from cluster.authority import Authority
 from fakes.proxy import FakeProxy
+from fakes.raw import RawRegistry, saying
 from fakes.registry import (
+    FakeRegistry,
     Fault,
     Handler,
     answering,
@@ -463,6 +466,28 @@ async def test_of_a_listed_host_behind_a_proxy_users_learn_what_is_wrong(
     assert reason(outcome) is Reason.TLS
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(b"SSH-2.0-OpenSSH\r\n\r\n", Reason.BAD_ANSWER), (b"", Reason.UNREACHABLE)],
+)
+async def test_what_fails_behind_the_proxy_is_told_from_what_fails_before(
+    net: Net, answer: bytes, expected: Reason
+) -> None:
+    proxy = await proxy_of(net)
+    raw = RawRegistry(saying(answer), host=ADDRESSES["public.test"], tls=net.tls)
+    async with raw:
+        host = f"public.test:{raw.port}"
+        failure = await failure_of(
+            net,
+            f"{host}/demo/app:v1",
+            proxies=through(proxy),
+            registries=[RegistrySettings(host)],
+        )
+    assert failure.reason is expected
+    assert not isinstance(failure, Unconnected)
+    assert proxy.name not in str(failure)
+
+
 # Plain http through a proxy
 
 
@@ -564,33 +589,59 @@ async def test_an_authority_may_be_trusted_for_a_glob(net: Net) -> None:
     assert reason(other) is Reason.TLS
 
 
+@pytest.mark.parametrize(
+    ("hung", "free"),
+    [
+        ("public.test", "other.test"),
+        ("public.test", "private.test"),
+        ("other.test", "private.test"),
+        ("other.test", "public.test"),
+        ("private.test", "public.test"),
+    ],
+)
 async def test_whoever_uses_up_the_connections_of_one_class_leaves_those_of_the_others(
-    net: Net,
+    net: Net, hung: str, free: str
 ) -> None:
-    names = ("public.test", "other.test", "private.test")
-    stranger, globbed, listed = [await net.registry(name) for name in names]
+    """Of strangers, of a glob, and of what was listed in full."""
+    registries = {name: await net.registry(name) for name in (hung, free)}
     settings = [
         RegistrySettings(f"other.*:{net.port}"),
         RegistrySettings(f"private.test:{net.port}"),
     ]
-    resolver = await net.resolver(total=1, registries=settings)
-    waiting = []
-    for hung, free in ((stranger, "other.test"), (globbed, "private.test")):
-        asked = asyncio.Event()
+    await use_up(net, registries[hung], net.image(hung), net.image(free), registries=settings)
 
-        async def hang(request: web.Request, handle: Handler, asked: asyncio.Event = asked) -> Any:
-            asked.set()
-            return await hanging()(request, handle)
 
-        hung.fault(hang)
-        name = names[(stranger, globbed, listed).index(hung)]
-        waiting.append(asyncio.create_task(settle(resolver, net.image(name, tag="slow"))))
-        await asked.wait()
-        outcome = await settle(resolver, net.image(free, tag="absent"), within=2)
-        assert reason(outcome) is Reason.NOT_FOUND
-    for each in waiting:
+async def test_strangers_behind_a_proxy_do_not_use_up_its_connections_for_others(net: Net) -> None:
+    registry, _ = await net.registry("public.test"), await net.registry("other.test")
+    settings = [RegistrySettings(f"other.test:{net.port}")]
+    await use_up(
+        net,
+        registry,
+        net.image("public.test"),
+        net.image("other.test"),
+        registries=settings,
+        proxies=through(await proxy_of(net)),
+    )
+
+
+async def use_up(net: Net, registry: FakeRegistry, hung: str, free: str, **settings: Any) -> None:
+    """Let a registry hang on the one connection that there is, and ask for `free` meanwhile."""
+    asked = asyncio.Event()
+
+    async def hang(request: web.Request, handle: Handler) -> web.StreamResponse:
+        asked.set()
+        return await hanging()(request, handle)
+
+    registry.fault(hang)
+    resolver = await net.resolver(total=1, **settings)
+    waiting = asyncio.create_task(settle(resolver, hung))
+    await asked.wait()
+    more = asyncio.create_task(settle(resolver, hung.replace("v1", "v2")))
+    assert reason(await settle(resolver, free, within=2)) is Reason.NOT_FOUND
+    assert len(registry.requests) == 1
+    for each in (waiting, more):
         each.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    await asyncio.gather(waiting, more, return_exceptions=True)
 
 
 # Token servers that the operator named
@@ -759,24 +810,33 @@ async def test_a_connection_that_was_closed_meanwhile_is_made_anew(net: Net) -> 
     assert len({seen.connection for seen in registry.requests}) == 2
 
 
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("proxied", [False, True])
-async def test_strangers_cannot_have_connections_kept_without_end(
-    net: Net, *, proxied: bool
+def test_no_more_connections_are_kept_than_may_be_used_at_once(
+    authority: Authority,
+    server_tls: ssl.SSLContext,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    *,
+    proxied: bool,
 ) -> None:
-    registries = [await net.registry(name) for name in ("public.test", "other.test")]
-    proxy = await proxy_of(net)
-    resolver = await net.resolver(total=2, proxies=through(proxy) if proxied else Proxies())
-    for registry, name in zip(registries, ("public.test", "other.test"), strict=True):
-        registry.push_image("demo/app", "v1")
-        for _ in range(3):
-            digest(await settle(resolver, net.image(name), max_age=-1))
-    kept, not_kept = ({seen.connection for seen in registry.requests} for registry in registries)
-    if not proxied:
-        assert (len(kept), len(not_kept)) == (1, 3)
-    assert not proxied or proxy.targets == [
-        f"public.test:{net.port}",
-        *[f"other.test:{net.port}"] * 3,
-    ]
+    async def ask() -> list[int]:
+        net = Net(server_tls, authority.certificate.read_text())
+        async with net.stack:
+            proxies = through(await proxy_of(net)) if proxied else Proxies()
+            resolver = await net.resolver(total=2, proxies=proxies)
+            connections = []
+            for name in ("public.test", "other.test", "private.test"):
+                registry = await net.registry(name)
+                registry.push_image("demo/app", "v1")
+                for _ in range(3):
+                    digest(await settle(resolver, net.image(name), max_age=-1))
+                connections.append(len({seen.connection for seen in registry.requests}))
+            return connections
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        first, second, third = runner.run(ask())
+    assert first == 1
+    assert (second, third) == (3, 3)
 
 
 # Errors
