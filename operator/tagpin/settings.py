@@ -188,6 +188,10 @@ class Settings:
     """Programs that have credentials of tagpin's own."""
     cloud_identities: tuple[str, ...] = ()
     """The clouds whose registries tagpin logs in to as its own service account."""
+    acr_hosts: tuple[str, ...] = ()
+    """Registries of Azure under names of the operator's own."""
+    aws_instance_role: bool = False
+    """Let `ecr` use the role of the node, with all that it may do."""
     registries: tuple[Registry, ...] = field(default=())
     """What there is to say about single registries."""
 
@@ -420,6 +424,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "allowed_registries": _hosts,
     "denied_registries": _hosts,
     "token_hosts": _hosts,
+    "acr_hosts": _hosts,
     "requests_per_second": _rate,
     "cloud_identities": _clouds,
     "blocked_networks": _networks,

@@ -87,6 +87,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.circuits_open = Gauge(
+            "tagpin_registry_circuits_open",
+            "Registries, and token servers, that are left alone since nobody answers there.",
+            registry=self._registry,
+        )
         self.cache_uses = Counter(
             "tagpin_cache_uses",
             "Look-ups of tags in the cache.",

@@ -3,8 +3,8 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
@@ -26,11 +26,16 @@ from tagpin.cluster.pruning import Pruner
 from tagpin.cluster.server import WebhookServer
 from tagpin.cluster.tls import CertificateKeeper
 from tagpin.errors import ConfigurationError
+from tagpin.identity.clouds import CloudIdentities
+from tagpin.identity.config import OwnCredentials
+from tagpin.identity.programs import Programs
+from tagpin.identity.providers import Providers
 from tagpin.pinning import Pinner
 from tagpin.policy import Rules
 from tagpin.registry.client import RegistryClient
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
-from tagpin.registry.places import RegistrySettings
+from tagpin.registry.places import Places, RegistryPolicy, RegistrySettings
+from tagpin.registry.proxies import Proxies
 from tagpin.registry.resolver import RegistryResolver
 from tagpin.revision import Kind, Proof, kinds
 from tagpin.settings import Registry, Settings, WorkloadKind
@@ -84,94 +89,136 @@ async def assemble(
     kubeconfig = environment.get("KUBECONFIG")
     metrics = Metrics(registry.host for registry in settings.registries)
     rules = Rules.from_settings(settings.exempt, (PROTECTED, settings.namespace))
+    async with AsyncExitStack() as stack:
+        resolver, own = await stack.enter_async_context(_registries(settings, environment, metrics))
+        api = await connect(Path(kubeconfig) if kubeconfig else None)
+        stack.push_async_callback(disconnect, api)
+        pull_secrets = ClusterPullSecrets(api, own=own)
+        stack.push_async_callback(pull_secrets.close)
+        ledger = ClusterLedger(
+            api,
+            record_ttl=settings.record_ttl,
+            size=settings.cache_size,
+            observe_read=metrics.observe_ledger_read,
+            observe_write=metrics.observe_ledger_write,
+        )
+        stack.push_async_callback(ledger.close)
+        pinner = Pinner(
+            resolver,
+            pull_secrets,
+            ledger,
+            rules=rules,
+            kinds=kinds(settings.controllers, map(_kind, settings.workload_kinds)),
+            now=partial(datetime.now, UTC),
+            freshness=settings.freshness,
+            cache_ttl=settings.cache_ttl,
+            stale_if_error=settings.stale_if_error,
+            budget=settings.budget,
+        )
+        events = EventRecorder(api, instance=settings.pod_name, dropped=metrics.events_dropped.inc)
+        certificate = CertificateKeeper(
+            api,
+            names=_certificate_names(settings),
+            directory=Path(settings.certificate_directory),
+            namespace=settings.namespace,
+            secret=settings.certificate_secret,
+            configuration=settings.webhook_configuration,
+        )
+        pruner = Pruner(
+            api,
+            keep=settings.records_per_workload,
+            interval=settings.prune_interval,
+            young=timedelta(seconds=settings.prune_age),
+            seen=metrics.records.set,
+            pruned=metrics.records_pruned.inc,
+            failed=metrics.prunings_failed.inc,
+        )
+        election = Election(
+            api,
+            lead=pruner.run,
+            identity=settings.pod_name,
+            namespace=settings.namespace,
+            name=settings.lease,
+            lease_duration=settings.lease_duration,
+        )
+        server = WebhookServer(
+            certificate,
+            paths=admission.PATHS,
+            address=settings.address,
+            port=settings.webhook_port,
+            refused=lambda status: metrics.refused_requests.labels(str(status)).inc(),
+        )
+        handlers = kopf.OperatorRegistry()
+        observers = (metrics.observe_admission, log_decision, events.record)
+        admission.register(handlers, pinner, observers)
+        operator = Operator(settings, metrics, certificate, events, election, server, handlers)
+        metrics.ready.set_function(lambda: float(operator.not_ready() is None))
+        metrics.leader.set_function(lambda: float(election.is_leader))
+        metrics.certificate_expiry.set_function(partial(_expiry, certificate))
+        yield operator
+
+
+@asynccontextmanager
+async def _registries(
+    settings: Settings, environment: Mapping[str, str], metrics: Metrics
+) -> AsyncIterator[tuple[RegistryResolver, OwnCredentials]]:
+    """Everything that has to do with registries: who asks them, and who we are to them."""
     registries = tuple(map(_registry, settings.registries))
+    proxies = Proxies.parse(
+        https=settings.https_proxy or _variable(environment, "HTTPS_PROXY"),
+        http=settings.http_proxy or _variable(environment, "HTTP_PROXY"),
+        no_proxy=settings.no_proxy or _variable(environment, "NO_PROXY"),
+    )
+    clouds = CloudIdentities(
+        settings.cloud_identities,
+        environment,
+        acr_hosts=settings.acr_hosts,
+        aws_instance_role=settings.aws_instance_role,
+    )
+    paths = {each.host: each.path for each in settings.credential_programs}
+    programs = Programs(paths.values(), environment=environment)
+    own = OwnCredentials(
+        registries=[each.host for each in Places(registries)],  # mirrors too
+        file=Path(settings.credentials_file),
+        programs=paths,
+        identities=clouds.identities_for,
+        namespaces=settings.credentials_namespaces,
+    )
     client = RegistryClient(
         registries=registries,
         rules=_address_rules(settings, environment),
+        policy=RegistryPolicy(settings.allowed_registries, settings.denied_registries),
+        proxies=proxies,
+        identities=Providers(
+            dict.fromkeys(paths.values(), programs)
+            | dict.fromkeys(settings.cloud_identities, clouds)
+        ),
         # Within the budget, so that what is too slow is known by its own name.
         connect_timeout=min(3.0, settings.budget / 2),
         read_timeout=0.8 * settings.budget,
         observe=metrics.observe_registry,
     )
-    api = await connect(Path(kubeconfig) if kubeconfig else None)
-    try:
-        async with client:
-            resolver = RegistryResolver(
-                client,
-                cache_size=settings.cache_size,
-                stale_if_error=settings.stale_if_error,
-                observe=metrics.observe_cache,
-            )
-            pull_secrets = ClusterPullSecrets(api)
-            ledger = ClusterLedger(
-                api,
-                record_ttl=settings.record_ttl,
-                size=settings.cache_size,
-                observe_read=metrics.observe_ledger_read,
-                observe_write=metrics.observe_ledger_write,
-            )
-            pinner = Pinner(
-                resolver,
-                pull_secrets,
-                ledger,
-                rules=rules,
-                kinds=kinds(settings.controllers, map(_kind, settings.workload_kinds)),
-                now=partial(datetime.now, UTC),
-                freshness=settings.freshness,
-                cache_ttl=settings.cache_ttl,
-                stale_if_error=settings.stale_if_error,
-                budget=settings.budget,
-            )
-            events = EventRecorder(
-                api, instance=settings.pod_name, dropped=metrics.events_dropped.inc
-            )
-            certificate = CertificateKeeper(
-                api,
-                names=_certificate_names(settings),
-                directory=Path(settings.certificate_directory),
-                namespace=settings.namespace,
-                secret=settings.certificate_secret,
-                configuration=settings.webhook_configuration,
-            )
-            pruner = Pruner(
-                api,
-                keep=settings.records_per_workload,
-                interval=settings.prune_interval,
-                young=timedelta(seconds=settings.prune_age),
-                seen=metrics.records.set,
-                pruned=metrics.records_pruned.inc,
-                failed=metrics.prunings_failed.inc,
-            )
-            election = Election(
-                api,
-                lead=pruner.run,
-                identity=settings.pod_name,
-                namespace=settings.namespace,
-                name=settings.lease,
-                lease_duration=settings.lease_duration,
-            )
-            server = WebhookServer(
-                certificate,
-                paths=admission.PATHS,
-                address=settings.address,
-                port=settings.webhook_port,
-                refused=lambda status: metrics.refused_requests.labels(str(status)).inc(),
-            )
-            handlers = kopf.OperatorRegistry()
-            observers = (metrics.observe_admission, log_decision, events.record)
-            admission.register(handlers, pinner, observers)
-            operator = Operator(settings, metrics, certificate, events, election, server, handlers)
-            metrics.ready.set_function(lambda: float(operator.not_ready() is None))
-            metrics.leader.set_function(lambda: float(election.is_leader))
-            metrics.certificate_expiry.set_function(partial(_expiry, certificate))
-            try:
-                yield operator
-            finally:
-                await resolver.aclose()
-                await pull_secrets.close()
-                await ledger.close()
-    finally:
-        await disconnect(api)
+    metrics.circuits_open.set_function(lambda: len(client.open_circuits()))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(programs.aclose)
+        await stack.enter_async_context(clouds)
+        await stack.enter_async_context(client)
+        resolver = RegistryResolver(
+            client,
+            # A mirror's answer is for every namespace, so these must not be limited to some.
+            mirror_candidates=lambda ref: own.keychain("").candidates(ref),
+            cache_size=settings.cache_size,
+            stale_if_error=settings.stale_if_error,
+            per_namespace=settings.lookups_per_namespace,
+            observe=metrics.observe_cache,
+        )
+        stack.push_async_callback(resolver.aclose)
+        yield resolver, own
+
+
+def _variable(environment: Mapping[str, str], name: str) -> str:
+    """A variable that is written in capitals or not, as curl and Go read them."""
+    return environment.get(name) or environment.get(name.lower()) or ""
 
 
 def _expiry(certificate: CertificateKeeper) -> float:
@@ -201,6 +248,15 @@ def _registry(registry: Registry) -> RegistrySettings:
         http=registry.http,
         credentials_over_http=registry.credentials_over_http,
         ca=ca,
+        mirrors=tuple(each.endpoint for each in registry.mirrors if each.resolve),
+        proxy="" if registry.proxy == "direct" else registry.proxy or None,
+        requests_per_second=registry.requests_per_second or None,
+        connections=registry.connections or None,
+        connect_timeout=registry.connect_timeout or None,
+        timeout=registry.timeout or None,
+        token_hosts=registry.token_hosts,
+        strict=registry.strict,
+        get_after_404=registry.get_after_404,
     )
 
 
@@ -212,8 +268,9 @@ def _kind(kind: WorkloadKind) -> Kind:
 
 
 def _address_rules(settings: Settings, environment: Mapping[str, str]) -> AddressRules:
-    """The built-in ranges, the configured ones, and the API server's own address."""
-    blocked = list(settings.blocked_networks)
+    """The built-in ranges, the configured ones, and addresses of the API server and our own."""
+    blocked = [*settings.blocked_networks, *settings.pod_addresses]
     with contextlib.suppress(ValueError):  # not in a cluster, or by a name
         blocked.append(str(ip_address(environment.get("KUBERNETES_SERVICE_HOST", ""))))
-    return DEFAULT_RULES.blocking(*blocked)
+    rules = DEFAULT_RULES.blocking(*blocked).allowing(*settings.allowed_networks)
+    return replace(rules, block_private=settings.block_private)
