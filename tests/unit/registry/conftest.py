@@ -1,5 +1,6 @@
 """A small internet on loopback: 127.1/16 is public, 127.2/16 private, 127.3/16 blocked."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -119,6 +120,15 @@ async def settle(
         )
     except Unresolvable as error:
         return error
+
+
+async def until(registry: FakeRegistry, count: int) -> None:
+    """Wait until so many requests have arrived."""
+    for _ in range(2000):
+        if len(registry.requests) >= count:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"only {len(registry.requests)} requests of {count}")
 
 
 @pytest.fixture(scope="session")

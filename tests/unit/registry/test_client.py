@@ -25,7 +25,7 @@ from tagpin.registry.client import RegistryClient
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import ADDRESSES, Net, settle
+from .conftest import ADDRESSES, Net, settle, until
 
 ALICE = ("alice", "pa55word")
 
@@ -146,7 +146,7 @@ async def test_a_stranger_of_many_names_that_hangs_keeps_nobody_from_connecting(
     hosts = [f"h{number}.wild.test" for number in range(11)]
     for host in hosts:
         net.names.add(host, [ADDRESSES["other.test"]])
-    resolver = await net.resolver(read_timeout=10.0)
+    resolver = await net.resolver(connect_timeout=30.0, read_timeout=30.0)
     asking = [
         asyncio.create_task(settle(resolver, net.image(host, tag=str(tag)), namespace=host))
         for host in hosts
@@ -689,7 +689,8 @@ async def test_the_operator_says_how_many_requests_a_registry_bears(
         for tag in range(10)
         for namespace in ("one", "two")[: 1 if share == connections else 2]
     ]
-    await asyncio.sleep(0.2)
+    await until(registry, min(connections, 2 * share))
+    await asyncio.sleep(0.1)
     assert len(registry.requests) == min(connections, 2 * share)
     for task in asking:
         task.cancel()

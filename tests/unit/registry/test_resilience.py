@@ -26,7 +26,7 @@ from tagpin.pinning import Resolution
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import ADDRESSES, Net, settle
+from .conftest import ADDRESSES, Net, settle, until
 
 
 def reason(outcome: Resolution | Unresolvable) -> Reason:
@@ -56,15 +56,6 @@ class Stuck:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-async def until(registry: FakeRegistry, count: int) -> None:
-    """Wait until so many requests have arrived."""
-    for _ in range(2000):
-        if len(registry.requests) >= count:
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"only {len(registry.requests)} requests of {count}")
 
 
 # Black holes
@@ -248,14 +239,22 @@ async def test_redirects_to_slow_paths_take_no_connection_of_who_asks_there(net:
 async def test_a_token_server_has_a_circuit_of_its_own(net: Net) -> None:
     registry = await net.registry("public.test", tokens=True)
     registry.realm = f"https://other.test:{net.port}/token"  # where nobody listens
-    client = await net.client()
+    client = await net.client(clock=net.clock, draw=lambda: 0.0)
     resolver = RegistryResolver(client)
     net.stack.push_async_callback(resolver.aclose)
-    for number in range(3):
+
+    async def ask(number: int) -> int:
+        """How many times the token server was tried to connect to, so far."""
         image = net.image("public.test", f"demo/app{number}")
-        assert reason(await settle(resolver, image)) is Reason.UNREACHABLE
+        assert reason(await settle(resolver, image, max_age=-1)) is Reason.UNREACHABLE
+        return [each.code for each in net.exchanges].count("unreachable")
+
+    assert [await ask(number) for number in range(4)] == [3, 5, 5, 5]
     assert client.open_circuits() == (f"other.test:{net.port}",)
-    assert len([each for each in net.exchanges if each.code == "unreachable"]) == 5
+    net.clock.advance(1.9)
+    assert await ask(5) == 5
+    net.clock.advance(0.1)
+    assert await ask(5) == 6  # that it was not asked before was no failure of it
     registry.tokens = False
     pushed = registry.push_image("demo/app", "v1")
     assert digest(await settle(resolver, net.image("public.test"))) == pushed

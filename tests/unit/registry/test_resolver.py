@@ -298,6 +298,21 @@ async def test_mirrors_share_the_time_that_the_operator_gives_a_registry(net: Ne
     assert asyncio.get_running_loop().time() - asked_at < 4
 
 
+async def test_a_mirror_may_have_less_time_of_its_own(net: Net) -> None:
+    registry, mirror = await net.registry("public.test"), await net.registry("other.test")
+    registry.push_image("demo/app", "v1")
+    mirror.fault(hanging())
+    host = f"other.test:{net.port}"
+    listed = (
+        RegistrySettings(f"public.test:{net.port}", mirrors=(f"https://{host}",)),
+        RegistrySettings(host, timeout=0.1),
+    )
+    resolver = await net.resolver(registries=listed)
+    asked_at = asyncio.get_running_loop().time()
+    resolution(await settle(resolver, net.image("public.test")))
+    assert asyncio.get_running_loop().time() - asked_at < 4
+
+
 async def test_a_mirror_that_is_silent_is_left_out_for_a_while(net: Net) -> None:
     registry, mirror = await net.registry("public.test"), await net.registry("other.test")
     mirror.fault(hanging())
