@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 RECORDS = (ROOT / "docs" / "records.md").read_text()
 REVISIONS = (ROOT / "docs" / "revisions.md").read_text()
+REGISTRIES = (ROOT / "docs" / "registries.md").read_text()
 
 
 def camel_case(name: str) -> str:
@@ -27,6 +29,13 @@ def defaults() -> dict[str, str]:
     """Key → default, of the table in docs/configuration.md."""
     rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", CONFIGURATION, re.MULTILINE)
     return dict(rows)
+
+
+def rows(page: str, head: str) -> list[list[str]]:
+    """The cells of the table below a head, row by row."""
+    _, _, table = page.partition(f"{head}\n")
+    lines = itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()[1:])
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -71,15 +80,32 @@ def test_every_result_of_the_audit_log_is_named(result: Result) -> None:
 
 def test_every_event_in_the_life_of_a_revision_is_tried_on_a_cluster() -> None:
     """The docstring of a test there is the event that it tries."""
-    _, _, table = REVISIONS.partition("| event | the pods run |\n|---|---|\n")
-    events = re.findall(r"^\| (.+?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    events = {event for event, _ in rows(REVISIONS, "| event | the pods run |")}
     tried = {
         ast.get_docstring(node)
         for file in (ROOT / "tests" / "cluster" / "revisions").rglob("test_*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
-    assert set(events) == tried - {None}
+    assert events == tried - {None}
+
+
+def test_every_known_registry_is_tried() -> None:
+    head = "| Registry | What is special | What tagpin does | Test | Seen with |"
+    there_is = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    registries = rows(REGISTRIES, head)
+    assert len(registries) > 15
+    for registry, special, what_tagpin_does, tests, seen_with in registries:
+        named = set(re.findall(r"`(\w+)`", tests))
+        assert named, registry
+        assert named <= there_is, registry
+        assert special, registry
+        assert what_tagpin_does, registry
+        assert re.match("a fake|the real program", seen_with), registry
 
 
 @pytest.mark.parametrize(
