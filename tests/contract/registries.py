@@ -4,7 +4,7 @@ import asyncio
 import base64
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,10 @@ from fakes.registry import FakeRegistry
 from tagpin.registry.places import RegistrySettings
 
 ALICE = ("alice", "pa55word")
+IDENTITY_TOKEN = "refresh.alice"
+"""What alice may post to a token server in place of her password."""
+PUBLIC = "public/app"
+"""The repository that needs no login where tokens are asked for."""
 
 KINDS = (
     "fake",
@@ -38,6 +42,8 @@ KINDS = (
 """Those with a login speak TLS, the others plain http."""
 
 WITH_LOGIN = tuple(kind for kind in KINDS if "-" in kind)
+WITHOUT_LOGIN = tuple(kind for kind in KINDS if "-" not in kind)
+WITH_TOKENS = tuple(kind for kind in KINDS if kind.endswith("-bearer"))
 
 
 class Push(Protocol):
@@ -54,8 +60,6 @@ class Backend:
     listed: tuple[RegistrySettings, ...]
     login: tuple[str, str] | None = None
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
-    headers: dict[str, str] = field(default_factory=dict)
-    """What a request needs to be let in."""
 
     @property
     def url(self) -> str:
@@ -84,29 +88,28 @@ async def running(kind: str, folder: Path) -> AsyncIterator[Backend]:
 
 @asynccontextmanager
 async def _fake(authority: Authority, auth: str) -> AsyncIterator[Backend]:
-    users = dict([ALICE]) if auth else None
-    tls = _server_tls(authority) if auth else None
-    async with FakeRegistry(tls=tls, users=users, tokens=auth == "bearer") as fake:
+    settings: dict[str, Any] = {}
+    if auth:
+        settings = {"tls": _server_tls(authority), "users": dict([ALICE])}
+    if auth == "bearer":
+        settings |= {
+            "tokens": True,
+            "public": [PUBLIC],
+            "identity_tokens": {IDENTITY_TOKEN: ALICE[0]},
+        }
+    async with FakeRegistry(**settings) as fake:
 
         async def push(made: FakeRegistry, repository: str, tag: str, digest: str) -> None:
             body, media_type = made.content(digest), made.media_type(digest)
             for child in orjson.loads(body).get("manifests", []):
-                await push(made, repository, tag, child["digest"])
+                await push(made, repository, child["digest"], child["digest"])
             fake.push_manifest(repository, tag, body, str(media_type))
 
-        if not auth:
+        if auth:
+            listed = RegistrySettings(fake.host, ca=authority.certificate.read_text())
+            yield Backend(fake.host, push, (listed,), ALICE, _trusting(authority))
+        else:
             yield Backend(fake.host, push, (RegistrySettings(fake.host, http=True),))
-            return
-        async with aiohttp.ClientSession() as session:
-            headers = {"Authorization": aiohttp.encode_basic_auth(*ALICE)}
-            if auth == "bearer":
-                query = {"scope": "repository:demo/app:pull"}
-                answer = await session.get(
-                    f"{fake.url}/token", params=query, headers=headers, ssl=_trusting(authority)
-                )
-                headers = {"Authorization": f"Bearer {(await answer.json())['token']}"}
-        listed = (RegistrySettings(fake.host, ca=authority.certificate.read_text()),)
-        yield Backend(fake.host, push, listed, ALICE, _trusting(authority), headers)
 
 
 @asynccontextmanager
@@ -123,7 +126,7 @@ async def _distribution(authority: Authority, auth: str) -> AsyncIterator[Backen
         async with _started(Distribution(users=dict([ALICE]), certificate=certificate)) as registry:
             push = Uploader(registry.url, headers, trusting)
             listed = (RegistrySettings(registry.host, ca=ca),)
-            yield Backend(registry.host, push, listed, ALICE, trusting, headers)
+            yield Backend(registry.host, push, listed, ALICE, trusting)
         return
     async with TokenServer(authority) as tokens:
         auth_settings = TokenAuth(
@@ -133,10 +136,10 @@ async def _distribution(authority: Authority, auth: str) -> AsyncIterator[Backen
             certificates=authority.certificate,
         )
         async with _started(Distribution(certificate=certificate, token=auth_settings)) as registry:
-            headers = {"Authorization": f"Bearer {tokens.issue('demo/app', 'pull', 'push')}"}
-            push = Uploader(registry.url, headers, trusting)
+            may_push = tokens.issue(("demo/app", PUBLIC), "pull", "push")
+            push = Uploader(registry.url, {"Authorization": f"Bearer {may_push}"}, trusting)
             both = (RegistrySettings(registry.host, ca=ca), RegistrySettings(tokens.host, ca=ca))
-            yield Backend(registry.host, push, both, ALICE, trusting, headers)
+            yield Backend(registry.host, push, both, ALICE, trusting)
 
 
 @asynccontextmanager
@@ -221,10 +224,11 @@ class TokenServer:
         self.host = f"{LOOPBACK}:{port}"
         app = web.Application()
         app.router.add_get("/token", self._answer)
+        app.router.add_post("/token", self._answer_post)
         self._runner = web.AppRunner(app, access_log=None)
 
-    def issue(self, repository: str, *actions: str) -> str:
-        """A token for one repository, good for some minutes."""
+    def issue(self, repositories: Iterable[str], *actions: str) -> str:
+        """A token for some repositories, good for some minutes."""
         now = int(time.time())
         claims = {
             "iss": "issuer.test",
@@ -234,7 +238,10 @@ class TokenServer:
             "nbf": now - 10,
             "iat": now,
             "jti": str(time.monotonic_ns()),
-            "access": [{"type": "repository", "name": repository, "actions": list(actions)}],
+            "access": [
+                {"type": "repository", "name": name, "actions": list(actions)}
+                for name in repositories
+            ],
         }
         return jwt.encode(claims, self._key, "ES256", {"x5c": self._chain})
 
@@ -252,8 +259,17 @@ class TokenServer:
         if given not in (None, aiohttp.encode_basic_auth(*ALICE)):
             return web.Response(status=401)
         repository = request.query["scope"].split(":")[1]
-        actions: tuple[Any, ...] = ("pull",) if given else ()
-        return web.json_response({"token": self.issue(repository, *actions)})
+        actions = ("pull",) if given or repository == PUBLIC else ()
+        return web.json_response({"token": self.issue([repository], *actions), "expires_in": 300})
+
+    async def _answer_post(self, request: web.Request) -> web.Response:
+        """(distribution: docs/spec/auth/oauth.md)"""
+        form = await request.post()
+        if (form["grant_type"], form["refresh_token"]) != ("refresh_token", IDENTITY_TOKEN):
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        repository = str(form["scope"]).split(":")[1]
+        token = self.issue([repository], "pull")
+        return web.json_response({"access_token": token, "expires_in": 300})
 
 
 def _server_tls(authority: Authority) -> ssl.SSLContext:
