@@ -384,6 +384,7 @@ def test_line_breaks_in_auth_are_passed_over() -> None:
         {"auth": base64.b64encode(b"s3cr3t-without-colon").decode()},
         {"auth": base64.b64encode(b"\xff:s3cr3t").decode()},
         {"auth": base64.b64encode(b"a:s3cr3t").decode() + "="},  # too much padding
+        {"auth": base64.b64encode(b"a:s3cr3t!!").decode()[:-1]},  # too little
         {"auth": " " + base64.b64encode(b"a:s3cr3t").decode()},
         {"registrytoken": "s3cr3t"},
         {"identitytoken": "s3cr3t\n"},

@@ -215,10 +215,17 @@ async def test_the_secrets_of_a_namespace_are_never_those_of_another(api: FakeSe
         assert other.keychain.candidates(IMAGE) == ()
         assert other.remarks
     api.store("evil/regcred", "mallory")
+    api.accounts["evil/default"] = []
     api.accounts["evil/other"] = ["regcred"]
     again = ClusterPullSecrets(api.client)
-    assert (await again.read("evil", [], "other")).keychain.candidates(IMAGE) == named("mallory")
-    assert (await again.read("shop", [], "default")).keychain.candidates(IMAGE) == named("ann")
+    for namespace, account, users in (
+        ("shop", "default", ["ann"]),
+        ("evil", "default", []),
+        ("evil", "other", ["mallory"]),
+        ("shop", "other", []),
+    ):
+        access = await again.read(namespace, [], account)
+        assert access.keychain.candidates(IMAGE) == named(*users)
 
 
 async def test_a_namespace_that_may_not_use_the_credentials_of_tagpin_gets_none(

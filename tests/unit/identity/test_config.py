@@ -274,6 +274,27 @@ def test_a_file_that_becomes_bad_leaves_what_was_there_and_is_reported_once(
     assert tried(own, "r.io/x") == (Credential("mended", "pw"),)
     assert said.records[-1].getMessage() == f"{mounted.file}: credentials read"
 
+    mounted.write("[]")
+    own.keychain("shop")
+    mounted.write({"auths": {}})
+    own.keychain("shop")
+    mounted.write("[]")
+    own.keychain("shop")
+    assert [record.levelname for record in said.records[-4:]] == ["INFO", "WARNING"] * 2
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../a", "a b", "a\n", "a;b", "x" * 101, 7, None, ["a"]]
+)
+def test_what_is_no_name_of_a_program_is_reported_and_none(name: object) -> None:
+    document = {"credHelpers": {"r.io": name, "a.io": "ecr-login"}, "credsStore": name}
+    config = DockerConfig.parse(json.dumps(document))
+    assert (config.helpers, config.store) == ({"a.io": "ecr-login"}, "")
+    remarks = ["credHelpers: 'r.io': no name of a credential program"]
+    if name:
+        remarks.append("credsStore: no name of a credential program")
+    assert list(config.keychain.remarks) == remarks
+
 
 def test_a_config_without_programs_has_none() -> None:
     config = DockerConfig.parse('{"auths": {}, "HttpHeaders": {"a": "b"}, "psFormat": "table"}')
