@@ -203,7 +203,6 @@ class Replica:
             "TAGPIN_HEALTH_PORT": str(self.health_port),
             "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
             "TAGPIN_CERTIFICATE_DIRECTORY": str(self._folder / "tls"),
-            "TAGPIN_CREDENTIALS_FILE": str(self._folder / "credentials" / ".dockerconfigjson"),
             # As long as it takes a Service to notice, if there is one.
             "TAGPIN_DRAIN": f"{5 * PERIOD}s" if self._service else "100ms",
             "PATH": os.environ["PATH"],

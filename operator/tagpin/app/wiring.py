@@ -164,11 +164,6 @@ async def _registries(
 ) -> AsyncIterator[tuple[RegistryResolver, OwnCredentials]]:
     """Everything that has to do with registries: who asks them, and who we are to them."""
     registries = tuple(map(_registry, settings.registries))
-    proxies = Proxies.parse(
-        https=settings.https_proxy or _variable(environment, "HTTPS_PROXY"),
-        http=settings.http_proxy or _variable(environment, "HTTP_PROXY"),
-        no_proxy=settings.no_proxy or _variable(environment, "NO_PROXY"),
-    )
     clouds = CloudIdentities(
         settings.cloud_identities,
         environment,
@@ -188,7 +183,7 @@ async def _registries(
         registries=registries,
         rules=_address_rules(settings, environment),
         policy=RegistryPolicy(settings.allowed_registries, settings.denied_registries),
-        proxies=proxies,
+        proxies=_proxies(settings, environment),
         identities=Providers(
             dict.fromkeys(paths.values(), programs)
             | dict.fromkeys(settings.cloud_identities, clouds)
@@ -216,9 +211,17 @@ async def _registries(
         yield resolver, own
 
 
-def _variable(environment: Mapping[str, str], name: str) -> str:
-    """A variable that is written in capitals or not, as curl and Go read them."""
-    return environment.get(name) or environment.get(name.lower()) or ""
+def _proxies(settings: Settings, environment: Mapping[str, str]) -> Proxies:
+    """Those of the settings, else of the variables, in capitals or not, that every client reads."""
+
+    def said(setting: str, variable: str) -> str:
+        return setting or environment.get(variable) or environment.get(variable.lower()) or ""
+
+    return Proxies.parse(
+        https=said(settings.https_proxy, "HTTPS_PROXY"),
+        http=said(settings.http_proxy, "HTTP_PROXY"),
+        no_proxy=said(settings.no_proxy, "NO_PROXY"),
+    )
 
 
 def _expiry(certificate: CertificateKeeper) -> float:
