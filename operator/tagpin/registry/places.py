@@ -114,9 +114,7 @@ class Places:
         """
         _, settings = self._find(domain)
         return tuple(
-            replace(
-                self.registry(_name(mirror)), prefix=mirror.path.strip("/"), ns=domain, listed=True
-            )
+            replace(self.registry(_name(mirror)), prefix=mirror.path.strip("/"), ns=domain)
             for mirror in map(URL, settings.mirrors if settings else ())
         )
 
@@ -284,11 +282,9 @@ def _mirror(host: str, endpoint: str) -> URL:
         raise wrong
     if prefix := url.raw_path.strip("/"):
         try:
-            ref = Reference.parse(f"{DOCKER_HUB}/{prefix}/image")
+            Reference.parse(f"{DOCKER_HUB}/{prefix}/image")
         except InvalidReference:
             raise wrong from None
-        if ref.path != f"{prefix}/image":
-            raise wrong
     return url
 
 

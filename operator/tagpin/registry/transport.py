@@ -94,10 +94,10 @@ class Transport:
     `rules` allow, if `policy` permits what references name. `proxies` lead to those that no place
     has another word for. `ca` is PEM text trusted everywhere besides the system's authorities.
     `names` resolves host names and stays the caller's to close. Times are seconds:
-    `connect_timeout` per connection, `read_timeout` between two reads. `per_host` and `total` bound
-    the connections of each trust class: places that were listed have connections of their own, and
-    so have those of a glob, so that no stranger's registry can use them up. `observe` is told of
-    every exchange.
+    `connect_timeout` per connection, `read_timeout` between two reads. `total` bounds the
+    connections of each trust class: places that were listed have connections of their own, and so
+    have those of a glob, so that no stranger's registry can use them up. How many may lead to one
+    host is the client's to say, who knows what leads there. `observe` is told of every exchange.
 
     Through a proxy nobody sees which address a name has. What the URL itself shows is judged
     here; to keep inner addresses from whoever chooses the names is the proxy's part.
@@ -114,7 +114,6 @@ class Transport:
         names: AbstractResolver | None = None,
         connect_timeout: float = 3.0,
         read_timeout: float = 5.0,
-        per_host: int = 32,
         total: int = 1024,
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[Exchange], None] = lambda _: None,
@@ -138,7 +137,6 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._total = total
-        self._per_host = max(per_host, *(each.connections or 0 for each in places), 0)
         self._clock = clock
         self._observe = observe
         self._stack = AsyncExitStack()
@@ -331,8 +329,6 @@ class Transport:
         if body is None and is_ok:
             detail = f"the answer is longer than {request.max_body} bytes"
             raise Failure(Reason.BAD_ANSWER, detail)
-        if body is None:
-            response.close()
         return Response(response.status, headers, body or b"")
 
     async def _open(
@@ -358,7 +354,6 @@ class Transport:
                 force_close=not keeps,
                 keepalive_timeout=KEEPALIVE if keeps else None,
                 limit=self._total,
-                limit_per_host=self._per_host,
                 ttl_dns_cache=NAME_AGE,
             )
             return await self._stack.enter_async_context(
