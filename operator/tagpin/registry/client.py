@@ -154,7 +154,6 @@ class RegistryClient:
             names=names,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
-            per_host=per_host,
             total=total,
             clock=clock,
             observe=observe,

@@ -218,21 +218,26 @@ async def test_a_redirect_to_where_nobody_listens_closes_that_place_to_nobody_el
     assert digest(await settle(resolver, net.image("public.test"), namespace="team")) == pushed
 
 
-async def test_redirects_to_slow_paths_take_no_connection_of_who_asks_there(net: Net) -> None:
-    registry = await net.registry("public.test")
+@pytest.mark.parametrize("name", ["public.test", "other.test"])
+async def test_redirects_to_slow_paths_take_no_connection_of_others(net: Net, name: str) -> None:
+    """Not of those who ask there, nor of those whom their own registry leads there."""
+    registry, leading = await net.registry("public.test"), await net.registry("other.test")
     pushed = registry.push_image("demo/app", "v1")
     registry.fault(hanging(), path="/slow/")
-    resolver = await net.resolver(per_host=4)
-    evil = await net.registry("other.test")
-    evil.fault(redirecting(f"https://public.test:{net.port}/v2/slow/manifests/v1"))
-    hosts = [f"evil{number}.wild.test" for number in range(3)]
+
+    async def lead(request: web.Request, handle: Handler) -> web.StreamResponse:
+        path = "/v2/slow/manifests/v1" if request.host.startswith("evil") else "{path}"
+        return await redirecting(f"https://public.test:{net.port}{path}")(request, handle)
+
+    leading.fault(lead)
+    resolver = await net.resolver(per_host=4, read_timeout=30.0)
     async with Stuck() as stuck:
-        for host in hosts:
+        for host in (f"evil{number}.wild.test" for number in range(3)):
             net.names.add(host, [ADDRESSES["other.test"]])
             for tag in range(10):
                 stuck.ask(resolver, net.image(host, tag=str(tag)), namespace=f"mallory-{host}")
         await until(registry, 9)
-        question = settle(resolver, net.image("public.test"), namespace="team", within=5)
+        question = settle(resolver, net.image(name), namespace="team", within=5)
         assert digest(await question) == pushed
 
 
@@ -333,7 +338,36 @@ async def test_at_the_deadline_of_a_question_a_registry_counts_as_silent_too(net
     for number in range(5):
         await settle(resolver, net.image("public.test", f"slow/image{number}"))
     refused = await settle(resolver, net.image("public.test"))
-    assert (reason(refused), len(registry.requests)) == (Reason.UNREACHABLE, 5)
+    assert (reason(refused), len(net.exchanges)) == (Reason.UNREACHABLE, 5)
+
+
+async def test_a_place_that_refuses_connections_is_held_against_no_tenant(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = await net.registry("public.test")
+    await registry.stop()
+    resolver = await net.resolver(retries=0)
+    with caplog.at_level(logging.INFO, logger="tagpin.registry.resolver"):
+        for number in range(6):
+            await settle(resolver, net.image("public.test", tag=str(number)))
+    assert caplog.records == []
+
+
+async def test_what_was_not_asked_is_neither_an_answer_nor_silence(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(hanging())
+    paced = [RegistrySettings(f"public.test:{net.port}", requests_per_second=4)]
+    resolver = await net.resolver(
+        registries=paced, clock=net.clock, read_timeout=0.05, retries=0, load_timeout=0.2
+    )
+    reasons = []
+    for number in range(9):
+        if number == 6:
+            net.clock.advance(10)
+        outcome = await settle(resolver, net.image("public.test", tag=str(number)))
+        reasons.append(reason(outcome))
+    timeout, limited, unreachable = Reason.TIMEOUT, Reason.RATE_LIMITED, Reason.UNREACHABLE
+    assert reasons == [timeout] * 4 + [limited] * 2 + [timeout] + [unreachable] * 2
 
 
 # Limits of a namespace

@@ -762,28 +762,6 @@ async def test_a_registry_may_have_a_time_of_its_own_to_connect(net: Net) -> Non
     assert isinstance(failure, Unconnected)
 
 
-async def test_a_registry_may_have_more_connections_than_others(net: Net) -> None:
-    registry = await net.registry("public.test")
-    now, most = 0, 0
-
-    async def counted(request: web.Request, handle: Handler) -> web.StreamResponse:
-        nonlocal now, most
-        now, most = now + 1, max(most, now + 1)
-        await asyncio.sleep(0.05)
-        now -= 1
-        return await handle(request)
-
-    registry.fault(counted)
-    url = URL(f"https://public.test:{net.port}/v2/demo/app/manifests/v1")
-    places = Places([RegistrySettings(f"public.test:{net.port}", connections=6)])
-    async with Transport(places, rules=RULES, ca=net.ca, names=net.names, per_host=2) as transport:
-        visit = Visit(places.registry(f"public.test:{net.port}"), RULES)
-        await asyncio.gather(
-            *[transport.exchange(Request("GET", url, {}, 1000), visit) for _ in range(6)]
-        )
-    assert most == 6
-
-
 async def test_a_connection_is_used_again_unless_its_server_closes_it(net: Net) -> None:
     for name, fault, connections in (
         ("public.test", with_header("X-None"), 1),
