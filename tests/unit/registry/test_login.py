@@ -16,7 +16,9 @@ from fakes.faults import (
 )
 from fakes.registry import FakeRegistry, Seen
 from tagpin.errors import Reason, Unresolvable
+from tagpin.keychain import Keychain
 from tagpin.pinning import Resolution
+from tagpin.reference import Reference
 from tagpin.registry.places import RegistrySettings
 
 from .conftest import Net, settle
@@ -392,6 +394,37 @@ async def test_the_second_secret_is_tried_after_the_first(net: Net, *, tokens: b
     registry = await net.registry("public.test", users=dict([ALICE]), tokens=tokens)
     pushed = registry.push_image("demo/app", "v1")
     assert digest(await net.ask(net.image("public.test"), MALLORY, ALICE)) == pushed
+
+
+@pytest.mark.parametrize(
+    ("key", "fits"),
+    [
+        ("public.test:PORT", True),
+        ("https://public.test:PORT/v2/", True),
+        ("public.test:PORT/demo", True),
+        ("*.test:PORT", True),
+        ("public.test:PORT/other", False),
+        ("public.test", False),
+        ("other.test:PORT", False),
+        ("*.public.test:PORT", False),
+    ],
+)
+async def test_a_secret_is_shown_only_where_it_is_for(net: Net, key: str, *, fits: bool) -> None:
+    registry = await bearer(net)
+    registry.push_image("demo/app", "v1")
+    entry = {"username": ALICE[0], "password": ALICE[1]}
+    config = json.dumps({"auths": {key.replace("PORT", str(net.port)): entry}})
+    resolver = await net.resolver()
+    ref = Reference.parse(net.image("public.test"))
+    asking = resolver.resolve(
+        ref, Keychain.from_docker_config(config), namespace="team", max_age=60, within=20
+    )
+    if fits:
+        digest(await asking)
+    else:
+        with pytest.raises(Unresolvable):
+            await asking
+    assert logins(registry)[0].authorization == (basic(*ALICE) if fits else None)
 
 
 BASIC, BEARER = 'Basic realm="x"', 'Bearer realm="REALM",service="s"'
