@@ -52,6 +52,7 @@ REGISTRIES = st.sampled_from(
         Registry("r.example", R, listed=True, strict=True, token_hosts=("auth.example",)),
         Registry("r.example", R, listed=True, get_after_404=False),
         Registry("r.example", URL("http://r.example"), listed=True),
+        Registry("r.example", URL("http://r.example"), listed=True, token_hosts=("auth.example",)),
         Registry("r.example", URL("http://r.example"), listed=True, credentials_over_http=True),
         Registry("r.example", URL("https://mirror.example:5000"), prefix="r/x", ns="r.example"),
         Registry("docker.io", URL("https://registry-1.docker.io")),
@@ -96,11 +97,13 @@ PLACES = mostly(
     ),
 )
 REALMS = PLACES.map(lambda place: f"https://r.example{place}" if place[:1] == "/" else place)
+BEARER = st.builds('Bearer realm="{}",service="m4rk",scope="repository:m4rk:*"'.format, REALMS)
 CHALLENGES = mostly(
-    st.builds('Bearer realm="{}",service="m4rk",scope="repository:m4rk:*"'.format, REALMS),
+    st.sampled_from([BEARER, BEARER, st.just('Basic realm="m4rk"')]).flatmap(lambda each: each),
     st.sampled_from(
         [
-            *("Basic", 'Basic realm="m4rk"', "Negotiate m4rk", "Bearer", 'Bearer realm="', "", "="),
+            *("Basic", "Negotiate m4rk", "Bearer", 'Bearer realm="', "", "="),
+            *('Bearer realm="http://r.example/token"', 'Bearer realm="//m4rk"'),
             'Negotiate, Basic realm="x", Bearer realm="https://r.example/token"',
             'Bearer realm="https://r.example/token",error="insufficient_scope"',
         ]
@@ -364,4 +367,6 @@ def check_login(login: Login, registry: Registry, candidates: Sequence[Candidate
     else:
         is_identity = any(isinstance(each, Identity) for each in candidates)
         assert login.credential in candidates or (is_identity and login.credential == OBTAINED)
-        assert realm.scheme == "https" or registry.credentials_over_http
+        is_own = realm.host in (registry.origin.host, *registry.token_hosts)
+        is_safe = realm.scheme == "https" and (registry.origin.scheme == "https" or is_own)
+        assert is_safe or registry.credentials_over_http

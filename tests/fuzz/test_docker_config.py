@@ -129,6 +129,7 @@ def _spoilt(text: bytes, at: int, byte: int) -> bytes:
 @given(TEXTS, st.booleans())
 @example(b'{"auths": {"r.example": {"auth": "\xff"}}}', False)
 @example(json.dumps({"auths": {f"*.r{n}.example": {"auth": "YTpi"} for n in range(300)}}), False)
+@example(json.dumps({f"r{n}.example": {"auth": "YTpi"} for n in range(300)}), True)
 @example(json.dumps({f"r{n}.example": {"auth": SECRET} for n in range(300)}), True)
 def test_every_config_is_read_or_refused_and_its_secrets_stay_secret(
     text: str | bytes, is_bare: bool

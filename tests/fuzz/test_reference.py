@@ -133,7 +133,25 @@ TOKENS = st.sampled_from(
         *(" ", "\n", "\0", "%", "\u0130", "\u0660", "\u212a", "\ud800"),
     ]
 )
-TEXTS = st.lists(TOKENS, max_size=12).map("".join) | st.text(max_size=40)
+WORDS = st.sampled_from(["a", "0", "f0", "library", "acme"])
+COMPONENTS = st.builds(
+    "{}{}{}".format,
+    WORDS,
+    st.sampled_from(["", "", ".", "_", "__", "-", "---", "..", "___", "._", "-_", "A"]),
+    WORDS,
+)
+NAMES = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(["", "", "localhost/", "docker.io/", "index.docker.io/", "r.example:5000/"])
+    | st.sampled_from(
+        ["[::1]:5000/", "Acme/", "a-.b/", "-a.b/", "a_b.c/", "r.example:/", "[::g]/"]
+    ),
+    st.lists(COMPONENTS, min_size=1, max_size=3).map("/".join),
+    st.sampled_from(["", "", ":v1", ":V_1.-", ":.x", ":-", ":", ":" + "t" * 128, ":" + "t" * 129]),
+    st.sampled_from(["", "", "@sha256:" + "a" * 64, "@sha512:" + "0" * 128, "@sha256:" + "a" * 63])
+    | st.sampled_from(["@sha256:" + "A" * 64, "@md5:" + "a" * 32, "@a+b:" + "a" * 31, "@", "@x"]),
+)
+TEXTS = NAMES | st.lists(TOKENS, max_size=12).map("".join) | st.text(max_size=40)
 
 
 def parsed(text: str) -> Reference | InvalidReference:
