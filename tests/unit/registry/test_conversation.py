@@ -502,6 +502,8 @@ def test_what_an_identity_could_not_see_is_not_absent(reason: Reason) -> None:
     assert fail(resolving(CLOUD), denied(), nothing) is nothing
     flow = resolving(CLOUD, ALICE)
     assert fail(flow, denied(), nothing, "t0ken", *[NOT_FOUND] * 2) is nothing
+    flow = resolving(ALICE, CLOUD)
+    assert fail(flow, denied(), "t0ken", *[NOT_FOUND] * 2, nothing) is nothing
 
 
 def test_a_token_of_an_identity_that_is_refused_is_replaced_with_its_credential_then() -> None:

@@ -198,6 +198,7 @@ AMBIGUOUS: dict[str, Response] = {
     "an image that says something else": manifest(IMAGE | {"mediaType": "text/html"}, "text/plain"),
     "another image type inside": manifest(IMAGE | {"mediaType": DOCKER_IMAGE}),
     "a type that is no text": manifest(IMAGE | {"mediaType": ["a"]}),
+    "no text, and nothing outside": manifest(IMAGE | {"mediaType": ["a"]}, "text/plain"),
     "neither": manifest({"schemaVersion": 2}),
     "a list": response(200, b"[]", content_type=OCI_IMAGE),
     "a page": response(200, b"<html>", content_type=OCI_IMAGE),
