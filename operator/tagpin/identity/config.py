@@ -79,10 +79,10 @@ class OwnCredentials:
     """Implements `tagpin.cluster.credentials.OwnCredentials`: the operator's, within its limits.
 
     They are those in the docker config `file`, which may change, come and go; those that `programs`
-    have, absolute paths by the key of the registry that they are for; and the `identities` that
-    somebody has for a registry. A program that the file names is only run if it is one of
-    `programs`. All are for `registries` alone, `host[:port]` or globs, and for pods in
-    `namespaces`, globs too; without any, in all.
+    have, absolute paths by the registry that they are for; and the `identities` that somebody has
+    for a registry. A program that the file names is only run if it is one of `programs`. All are
+    for `registries` alone, and for pods in `namespaces` (without any, in all). Registries are
+    `host[:port]` as in references; they and namespaces may be globs.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class OwnCredentials:
             log.warning("%s: credsStore serves what auths names, which is nothing", self._file)
         merged = Keychain.merged(
             (
-                Keychain.of_identities(self._programs),
+                Keychain(tuple((h, Identity(path, h)) for h, path in self._programs.items())),
                 Keychain.of_identities(helpers),
                 config.keychain,
             )

@@ -129,10 +129,14 @@ def test_programs_come_first_then_the_file_then_the_clouds(mounted: Mounted) -> 
     assert tried(own, "r.io/x") == (Identity(ECR, "r.io"), BOT, Identity("cloud", "r.io"))
 
 
-def test_a_program_is_asked_for_the_registry_that_its_glob_matches(mounted: Mounted) -> None:
-    own = mounted.own(programs={"*.dkr.ecr.*.aws.test": ECR})
+@pytest.mark.parametrize("glob", ["*.dkr.ecr.*.aws.test", "???.dkr.ecr.[de]u.aws.test"])
+def test_a_program_is_asked_for_the_registry_that_its_glob_matches(
+    mounted: Mounted, glob: str
+) -> None:
+    own = mounted.own(programs={glob: ECR, "docker.io": PASS})
     image = "123.dkr.ecr.eu.aws.test/x"
     assert tried(own, image) == (Identity(ECR, "123.dkr.ecr.eu.aws.test"),)
+    assert tried(own, "nginx") == (Identity(PASS, "docker.io"),)
     assert tried(own, "r.io/x") == ()
 
 
@@ -177,7 +181,7 @@ def test_what_is_wrong_with_the_file_is_said_once(
             "credHelpers": {"a.r.io": "pass"},
             "credsStore": "desktop",
         },
-        programs={"r io": ECR},
+        programs={"r.io": ECR},
     )
     said.clear()
     for _ in range(3):
@@ -187,7 +191,6 @@ def test_what_is_wrong_with_the_file_is_said_once(
     assert warnings == [
         f"{mounted.file}: 'a.r.io': docker-credential-pass is not among credentialPrograms",
         f"{mounted.file}: credsStore serves what auths names, which is nothing",
-        "credentials of tagpin's own: 'r io': not a registry host",
         "credentials of tagpin's own: 'r.io': auth is not base64 of text",
         "credentials of tagpin's own: '*.*': is for any registry with such a name, whoever runs it",
     ]
