@@ -39,11 +39,12 @@ _PUBLIC = Api(
     permission="ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken",
 )
 
-# (kubernetes/cloud-provider-aws: cmd/ecr-credential-provider/main.go, where the region can be any
-# label. A bucket of S3 may be called 123456789012.dkr.ecr: its host has `s3` in that place.)
+# (kubernetes/cloud-provider-aws: cmd/ecr-credential-provider/main.go, where any label is a region.
+# Here it must be one of the partition's: a bucket of S3 may be called 123456789012.dkr.ecr, and its
+# host has `s3` in that place.)
 _REGISTRY = re.compile(
     r"[0-9]{12}\.dkr(?P<separator>[.-])ecr(?P<fips>-fips)?"
-    r"\.(?P<region>[a-z]+(?:-[a-z]+)+-[0-9]+)\.(?P<suffix>[a-z0-9.-]+)"
+    r"\.(?P<region>[a-z0-9-]+)\.(?P<suffix>[a-z0-9.-]+)"
 )
 
 

@@ -165,7 +165,7 @@ async def test_an_endpoint_that_drips_is_given_up(sky: Sky) -> None:
             await asyncio.sleep(0.01)
 
     sky.clouds.fault("api.ecr", drip)
-    identities = await all_of(sky, timeout=0.05)
+    identities = await all_of(sky, timeout=0.25)  # for each byte, and twice that for all of them
     assert await refusal(identities) == "no answer from api.ecr.eu-west-1.amazonaws.com in time"
 
 

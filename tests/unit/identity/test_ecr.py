@@ -15,6 +15,7 @@ from botocore.credentials import ContainerProvider
 from botocore.endpoint_provider import EndpointProvider
 from botocore.utils import ContainerMetadataFetcher, InstanceMetadataFetcher
 
+from cluster.authority import Authority
 from fakes.clouds import ACCESS_KEY, FEDERATED, ROLE, Asked
 from tagpin.errors import ConfigurationError, Unobtainable
 from tagpin.identity.clouds import CloudIdentities
@@ -27,10 +28,12 @@ REGISTRY = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 STATIC = {"AWS_ACCESS_KEY_ID": ACCESS_KEY[0], "AWS_SECRET_ACCESS_KEY": ACCESS_KEY[1]}
 PASSWORD = Credential("AWS", "ecr-password")
 
-
-@pytest.fixture(scope="module")
-def session() -> Any:
-    return botocore.session.get_session()
+BOTOCORE = botocore.session.get_session()  # one for all, since it reads its data but once
+REGIONS = [
+    (partition, region)
+    for partition in BOTOCORE.get_available_partitions()
+    for region in BOTOCORE.get_available_regions("ecr", partition)
+]
 
 
 async def ask(identities: CloudIdentities, host: str = REGISTRY) -> Credential:
@@ -147,18 +150,9 @@ DUAL_STACK = {
 }
 
 
-def all_regions() -> list[tuple[str, str]]:
-    session = botocore.session.get_session()
-    return [
-        (partition, region)
-        for partition in session.get_available_partitions()
-        for region in session.get_available_regions("ecr", partition)
-    ]
-
-
-@pytest.mark.parametrize(("partition", "region"), all_regions())
+@pytest.mark.parametrize(("partition", "region"), REGIONS)
 def test_in_every_region_the_endpoints_are_those_of_botocore(partition: str, region: str) -> None:
-    data = botocore.session.get_session().get_component("data_loader")
+    data = BOTOCORE.get_component("data_loader")
 
     def endpoint(service: str, *, fips: bool = False, dual: bool = False) -> str:
         rules = data.load_service_model(service, "endpoint-rule-set-1")
@@ -180,7 +174,7 @@ def test_in_every_region_the_endpoints_are_those_of_botocore(partition: str, reg
 
 
 def test_there_are_many_regions_to_compare() -> None:
-    assert len(all_regions()) > 40
+    assert len(REGIONS) > 40
 
 
 # The request
@@ -201,7 +195,7 @@ def request_of_botocore(
         return AWSResponse(request.url, 200, {}, Raw())
 
     names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-    client = botocore.session.get_session().create_client(
+    client = BOTOCORE.create_client(
         service, region_name=region, config=Config(**variant), **dict(zip(names, key, strict=True))
     )
     client.meta.events.register("before-send.*", catch)
@@ -245,12 +239,12 @@ async def test_a_password_is_asked_for_as_botocore_does(
 
 
 async def test_the_role_of_the_service_account_is_assumed_as_by_botocore(
-    sky: Sky, session: Any, authority: Any
+    sky: Sky, authority: Authority
 ) -> None:
     identities = await sky.identities("ecr", environment=sky.clouds.irsa(sky.folder))
     assert await ask(identities) == PASSWORD
     sts, api = sky.clouds.seen
-    client = session.create_client(
+    client = BOTOCORE.create_client(
         "sts",
         region_name="eu-west-1",
         endpoint_url=f"https://127.0.0.1:{sky.clouds.port}",
@@ -538,6 +532,7 @@ async def test_a_role_is_assumed_again_shortly_before_its_session_ends(sky: Sky)
         b'{"authorizationData": [null]}',
         b'{"authorizationData": [{"authorizationToken": 1, "expiresAt": 1}]}',
         b'{"authorizationData": [{"authorizationToken": "!!!!", "expiresAt": 1}]}',
+        b'{"authorizationData": [{"authorizationToken": "QVdT!OmE=", "expiresAt": 1}]}',
         b'{"authorizationData": [{"authorizationToken": "bm9jb2xvbg==", "expiresAt": 1}]}',
         b'{"authorizationData": [{"authorizationToken": "ZXZpbDpwYXNz", "expiresAt": 1}]}',
         b'{"authorizationData": [{"authorizationToken": "QVdTOg==", "expiresAt": 1}]}',

@@ -93,7 +93,7 @@ _visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_si
     region=st.from_regex(r"\A[a-z]{2}-[a-z]{1,9}-[0-9]\Z"),
     service=st.sampled_from(["ecr", "ecr-public", "sts"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_is_signed_is_signed_as_by_botocore(
     headers: dict[str, str], body: bytes, key: Key, region: str, service: str
 ) -> None:
