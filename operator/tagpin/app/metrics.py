@@ -15,6 +15,7 @@ from tagpin import __version__
 from tagpin.cache import Use
 from tagpin.cluster.ledger import Write
 from tagpin.pins import Failure
+from tagpin.registry.manifest import Oddity
 from tagpin.registry.transport import Exchange
 from tagpin.verdict import Admission, Verdict
 
@@ -85,6 +86,12 @@ class Metrics:
             "Time of a request to a registry.",
             ["registry"],
             buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.registry_oddities = Counter(
+            "tagpin_registry_oddities",
+            "Manifests whose digest header was malformed, or not that of their bytes.",
+            ["registry", "oddity"],
             registry=self._registry,
         )
         self.circuits_open = Gauge(
@@ -175,9 +182,16 @@ class Metrics:
 
     def observe_registry(self, exchange: Exchange) -> None:
         """Count one request to a registry."""
-        registry = exchange.registry if exchange.registry in self._registries else OTHER
+        registry = self._bounded(exchange.registry)
         self.registry_requests.labels(registry, exchange.method, exchange.code).inc()
         self.registry_seconds.labels(registry).observe(exchange.seconds)
+
+    def observe_oddity(self, registry: str, oddity: Oddity) -> None:
+        """Count what was odd about a registry's answer."""
+        self.registry_oddities.labels(self._bounded(registry), oddity.value).inc()
+
+    def _bounded(self, registry: str) -> str:
+        return registry if registry in self._registries else OTHER
 
     def observe_cache(self, use: Use) -> None:
         """Count one use of the cache of digests."""

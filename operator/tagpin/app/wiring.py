@@ -205,6 +205,7 @@ async def _registries(
             cache_size=settings.cache_size,
             stale_if_error=settings.stale_if_error,
             per_namespace=settings.lookups_per_namespace,
+            remark=metrics.observe_oddity,
             observe=metrics.observe_cache,
         )
         stack.push_async_callback(resolver.aclose)

@@ -12,6 +12,7 @@ from tagpin.errors import Reason
 from tagpin.pins import Failure, Pin, Source
 from tagpin.policy import Mode
 from tagpin.reference import Digest
+from tagpin.registry.manifest import Oddity
 from tagpin.registry.transport import Exchange
 from tagpin.revision import Revision
 from tagpin.verdict import Admission, Result, Standing, Verdict
@@ -46,6 +47,17 @@ def test_made_up_registries_share_one_label() -> None:
     text = metrics.exposition().decode()
     counted = re.findall(r'tagpin_registry_requests_total\{.*registry="(.*)"\} (.*)', text)
     assert dict(counted) == {"docker.io": "1.0", "corp.test:5000": "1.0", "other": "50.0"}
+
+
+def test_what_registries_get_wrong_is_counted_by_registry() -> None:
+    metrics = Metrics()
+
+    for name in ("quay.io", "made.up.test", "made.up.too.test"):
+        metrics.observe_oddity(name, Oddity.DIGEST_MISMATCH)
+
+    text = metrics.exposition().decode()
+    counted = re.findall(r'oddities_total\{oddity="digest_mismatch",registry="(.*)"\} (.*)', text)
+    assert dict(counted) == {"quay.io": "1.0", "other": "2.0"}
 
 
 def test_the_ledger_is_counted_by_how_it_was_read_and_what_became_of_writes() -> None:
