@@ -55,7 +55,7 @@ class CloudIdentities:
         ca: str | None = None,
         names: AbstractResolver | None = None,
         proxy: Callable[[URL], Proxy | None] = lambda _: None,
-        timeout: float = 3.0,
+        timeout: float = 4.0,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = _now,
     ) -> None:

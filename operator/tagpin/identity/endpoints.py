@@ -127,8 +127,7 @@ class Endpoints:
 
     `ca` is PEM text trusted besides the system's authorities. `names` resolves host names and
     stays the caller's to close. `proxy` says through which proxy a place is asked, if through one;
-    those over plain http, on the node, never are. `timeout` is seconds: for a connection, between
-    two reads, and twice as many in all.
+    those over plain http, on the node, never are. `timeout` is seconds, for all of a request.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class Endpoints:
         ca: str | None = None,
         names: AbstractResolver | None = None,
         proxy: Callable[[URL], Proxy | None] = lambda _: None,
-        timeout: float = 3.0,
+        timeout: float = 4.0,
     ) -> None:
         self._tls = ssl.create_default_context()
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -148,9 +147,7 @@ class Endpoints:
                 raise ConfigurationError("the CA for the clouds' endpoints is not PEM") from None
         self._names = names
         self._proxy = proxy
-        self._timeout = aiohttp.ClientTimeout(
-            total=2 * timeout, sock_connect=timeout, sock_read=timeout
-        )
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._stack = AsyncExitStack()
         self._session: aiohttp.ClientSession | None = None
 

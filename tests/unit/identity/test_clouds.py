@@ -15,13 +15,14 @@ from fakes.proxy import FakeProxy
 from fakes.registry import FakeRegistry
 from tagpin.errors import ConfigurationError, Reason, Unobtainable
 from tagpin.identity.clouds import PROVIDERS, CloudIdentities
+from tagpin.identity.endpoints import Answer
 from tagpin.keychain import Candidate, Credential, Identity
 from tagpin.reference import Reference
 from tagpin.registry.client import RegistryClient
 from tagpin.registry.conversation import resolve_tag
 from tagpin.registry.flow import Failure
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
-from tagpin.registry.proxies import Proxies
+from tagpin.registry.proxies import Proxies, Proxy
 
 from .conftest import Sky
 
@@ -165,7 +166,7 @@ async def test_an_endpoint_that_drips_is_given_up(sky: Sky) -> None:
             await asyncio.sleep(0.01)
 
     sky.clouds.fault("api.ecr", drip)
-    identities = await all_of(sky, timeout=0.25)  # for each byte, and twice that for all of them
+    identities = await all_of(sky, timeout=0.2)
     assert await refusal(identities) == "no answer from api.ecr.eu-west-1.amazonaws.com in time"
 
 
@@ -245,9 +246,9 @@ async def test_proxies_of_the_environment_are_not_used(
 
 async def test_a_given_proxy_leads_to_the_clouds_and_not_to_the_node(sky: Sky) -> None:
     async with FakeProxy({}, login="me:secret") as proxy:
-        proxies = Proxies.parse(https=f"http://me:secret@{proxy.name}", http=proxy.url)
+        given = Proxy.parse(f"http://me:secret@{proxy.name}")
         sky.clouds.names.lead("api.ecr.eu-west-1.amazonaws.com", 9)
-        identities = await all_of(sky, proxy=proxies.leading_to)
+        identities = await all_of(sky, proxy=lambda _: given)
         assert (await identities.obtain(Identity("google", GAR))).password
         assert proxy.requests == []
         proxy.fault = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
@@ -259,6 +260,19 @@ async def test_a_given_proxy_leads_to_the_clouds_and_not_to_the_node(sky: Sky) -
         assert asked.headers["proxy-authorization"] == "Basic bWU6c2VjcmV0"
     sky.clock.advance(6)
     assert await refusal(identities) == f"no connection to the proxy that leads to {api}"
+
+
+async def test_the_registry_clients_word_about_proxies_will_do(sky: Sky) -> None:
+    proxies = Proxies.parse(https="http://127.0.0.1:9", no_proxy=".amazonaws.com")
+    identities = await all_of(sky, proxy=proxies.leading_to)
+    assert (await identities.obtain(Identity("ecr", ECR))).password
+    message = await refusal(identities, "acr", ACR)
+    assert message == "no connection to the proxy that leads to login.microsoftonline.com"
+
+
+def test_what_was_received_is_not_printed() -> None:
+    answer = Answer("host", {"X": "secret"}, b'{"a": "secret"}')
+    assert "secret" not in f"{answer!r}{answer.document()!r}"
 
 
 async def test_what_is_asked_when_closing_ends_with_it(sky: Sky) -> None:

@@ -446,6 +446,14 @@ async def test_what_is_missing_is_named(sky: Sky, environment: dict[str, str], w
     assert sky.clouds.seen == []
 
 
+async def test_a_token_that_is_longer_than_any_is_not_sent(sky: Sky) -> None:
+    environment = sky.clouds.irsa(sky.folder)
+    sky.renew_token("x" * 16_385)
+    message = await refusal(await sky.identities("ecr", environment=environment))
+    assert message == "the file that AWS_WEB_IDENTITY_TOKEN_FILE names holds no token"
+    assert sky.clouds.seen == []
+
+
 async def test_a_denial_says_which_permission_is_needed(sky: Sky) -> None:
     sky.clouds.fault("api.ecr", status=400, text='{"__type":"AccessDeniedException"} echo')
     identities = await sky.identities("ecr", environment=STATIC)
