@@ -572,6 +572,20 @@ async def test_a_turn_that_comes_too_late_is_refused_at_once_and_forgotten(net: 
     assert digest(await settle(resolver, net.image("public.test"))) == pushed
 
 
+async def test_a_tenant_has_the_turns_of_one_second_in_line_at_most(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(hanging(), path="/slow/")
+    pushed = registry.push_image("demo/app", "v1")
+    paced = [RegistrySettings(f"public.test:{net.port}", requests_per_second=2)]
+    resolver = await net.resolver(registries=paced, clock=net.clock, read_timeout=30.0)
+    async with Stuck() as stuck:
+        for number in range(10):
+            stuck.ask(resolver, net.image("public.test", f"slow/{number}"), namespace="mallory")
+        await until(registry, 2)
+        assert digest(await settle(resolver, net.image("public.test"))) == pushed
+    assert net.pauses == pytest.approx([0.5])
+
+
 async def test_nobody_waits_for_a_turn_at_a_place_that_is_left_alone(net: Net) -> None:
     registry = await net.registry("public.test")
     await registry.stop()
