@@ -287,7 +287,7 @@ FORMATS = {
     "OCI images": OCI.image,
     "OCI indexes": OCI.index,
     "Docker images": DOCKER.image,
-    "several headers": "text/html;q=0.9, " + ", ".join(ACCEPT.split(", ")[::-1]),
+    "all, with weights": ",".join(f"{each};q=0.5" for each in ACCEPT.split(", ")[::-1]),
     "none": None,
 }
 
