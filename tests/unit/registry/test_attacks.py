@@ -143,6 +143,22 @@ async def test_a_public_registry_may_not_lead_to_a_private_address_in_two_steps(
     assert inner.requests == []
 
 
+@pytest.mark.parametrize("way", ["redirect", "realm"])
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_private_registry_leads_nobody_to_a_blocked_address(
+    net: Net, way: str, *, listed: bool
+) -> None:
+    registry = await net.registry("private.test", tokens=True)
+    target = await net.registry("blocked.test", tokens=True)
+    registry.realm = f"https://blocked.test:{net.port}/token"
+    if way == "redirect":
+        registry.fault(redirecting(f"https://blocked.test:{net.port}{{path}}"))
+    registries = [RegistrySettings(f"private.test:{net.port}")] if listed else []
+    outcome = await net.ask(net.image("private.test"), registries=registries)
+    assert reason(outcome) is (Reason.BLOCKED if listed else Reason.UNREACHABLE)
+    assert target.requests == []
+
+
 async def test_a_connection_that_a_private_registry_opened_is_not_lent_to_a_public_one(
     net: Net,
 ) -> None:
