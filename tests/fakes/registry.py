@@ -26,40 +26,7 @@ from typing import Any, Self
 from aiohttp import web
 from yarl import URL
 
-from fakes.faults import (
-    OCI_IMAGE,
-    Fault,
-    Handler,
-    answering,
-    breaking_off,
-    hanging,
-    redirecting,
-    resetting,
-    streaming,
-    with_body,
-    with_header,
-)
-
-__all__ = [
-    "DOCKER",
-    "OCI",
-    "OCI_IMAGE",
-    "OCI_INDEX",
-    "SCHEMA_1",
-    "FakeRegistry",
-    "Fault",
-    "Handler",
-    "Seen",
-    "Types",
-    "answering",
-    "breaking_off",
-    "hanging",
-    "redirecting",
-    "resetting",
-    "streaming",
-    "with_body",
-    "with_header",
-]
+from fakes.faults import OCI_IMAGE, Fault
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import demo
 from cluster.programs import ProgramError
-from fakes.registry import answering, with_header
+from fakes.faults import answering, with_header
 from stages.narrator import Narrator
 from stages.played import PlayedStage, played
 from stages.process import DemoProcess, Ended

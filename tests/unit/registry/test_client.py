@@ -6,8 +6,7 @@ import pytest
 from aiohttp import web
 
 from cluster.authority import Authority
-from fakes.registry import (
-    FakeRegistry,
+from fakes.faults import (
     Fault,
     Handler,
     answering,
@@ -19,6 +18,7 @@ from fakes.registry import (
     with_body,
     with_header,
 )
+from fakes.registry import FakeRegistry
 from tagpin.errors import ConfigurationError, Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.client import RegistryClient

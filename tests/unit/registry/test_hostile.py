@@ -12,8 +12,8 @@ from aiohttp import web
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fakes.faults import Handler
 from fakes.raw import RawRegistry
-from fakes.registry import Handler
 from tagpin.errors import Unresolvable
 from tagpin.keychain import InvalidDockerConfig, Keychain
 from tagpin.pinning import Resolution

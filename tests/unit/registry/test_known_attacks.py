@@ -18,16 +18,8 @@ from typing import Any, TypeVar
 import pytest
 from aiohttp import web
 
-from fakes.registry import (
-    OCI_IMAGE,
-    OCI_INDEX,
-    FakeRegistry,
-    Handler,
-    answering,
-    redirecting,
-    with_body,
-    with_header,
-)
+from fakes.faults import OCI_IMAGE, Handler, answering, redirecting, with_body, with_header
+from fakes.registry import OCI_INDEX, FakeRegistry
 from tagpin.errors import InvalidReference, Reason, Unresolvable
 from tagpin.keychain import Credential, Keychain
 from tagpin.pinning import Resolution

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from fakes.faults import (
+    OCI_IMAGE,
     Fault,
     Handler,
     afterwards,
@@ -30,7 +31,7 @@ from fakes.faults import (
     with_header,
 )
 from fakes.raw import RawRegistry, Script, breaking, dripping, saying
-from fakes.registry import DOCKER, OCI, OCI_IMAGE, OCI_INDEX, SCHEMA_1, FakeRegistry, Types
+from fakes.registry import DOCKER, OCI, OCI_INDEX, SCHEMA_1, FakeRegistry, Types
 from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.places import RegistrySettings

@@ -12,15 +12,8 @@ from typing import Self
 import pytest
 from aiohttp import web
 
-from fakes.registry import (
-    FakeRegistry,
-    Fault,
-    Handler,
-    answering,
-    hanging,
-    redirecting,
-    resetting,
-)
+from fakes.faults import Fault, Handler, answering, hanging, redirecting, resetting
+from fakes.registry import FakeRegistry
 from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.places import RegistrySettings

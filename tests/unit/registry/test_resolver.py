@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from fakes.registry import FakeRegistry, Fault, Handler, answering, hanging
+from fakes.faults import Fault, Handler, answering, hanging
+from fakes.registry import FakeRegistry
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Credential, Keychain
 from tagpin.pinning import Resolution
 from tagpin.pins import Source
 from tagpin.reference import Digest, Reference
-from tagpin.registry.places import RegistrySettings
+from tagpin.registry.places import RegistryPolicy, RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
 from .conftest import ADDRESSES, Net, settle
@@ -256,6 +257,20 @@ async def test_no_answer_of_a_mirror_is_final_but_a_digest(net: Net, status: int
             assert str(resolution(outcome).digest) == pushed
         else:
             assert reason(outcome) is Reason.NOT_FOUND
+
+
+@pytest.mark.parametrize(("denied", "is_asked"), [("public.test", False), ("other.test", True)])
+async def test_whom_a_mirror_stands_for_decides_whether_it_is_asked(
+    net: Net, denied: str, *, is_asked: bool
+) -> None:
+    mirror = await net.registry("other.test")
+    mirror.push_image("demo/app", "v1")
+    resolver = await mirrored(
+        net, f"other.test:{net.port}", policy=RegistryPolicy(denied=(denied,))
+    )
+    outcome = await settle(resolver, net.image("public.test"))
+    assert isinstance(outcome, Resolution) is is_asked
+    assert bool(mirror.requests) is is_asked
 
 
 async def test_mirrors_are_asked_in_order(net: Net) -> None:
