@@ -90,7 +90,14 @@ class Unrecorded(TagpinError):
 
 
 class Unobtainable(TagpinError):
-    """An identity has no credential now; the message is for the log, and holds no secret."""
+    """An identity has no credential now; the message is for the log, and holds no secret.
+
+    `is_outage` says that nobody could say, and that somebody may be able to a moment later.
+    """
+
+    def __init__(self, message: str, *, is_outage: bool = False) -> None:
+        super().__init__(message)
+        self.is_outage = is_outage
 
 
 class BadReview(TagpinError):

@@ -164,11 +164,13 @@ async def _registries(
 ) -> AsyncIterator[tuple[RegistryResolver, OwnCredentials]]:
     """Everything that has to do with registries: who asks them, and who we are to them."""
     registries = tuple(map(_registry, settings.registries))
+    proxies = _proxies(settings, environment)
     clouds = CloudIdentities(
         settings.cloud_identities,
         environment,
         acr_hosts=settings.acr_hosts,
         aws_instance_role=settings.aws_instance_role,
+        proxy=proxies.leading_to,
     )
     paths = {each.host: each.path for each in settings.credential_programs}
     programs = Programs(paths.values(), environment=environment)
@@ -183,7 +185,7 @@ async def _registries(
         registries=registries,
         rules=_address_rules(settings, environment),
         policy=RegistryPolicy(settings.allowed_registries, settings.denied_registries),
-        proxies=_proxies(settings, environment),
+        proxies=proxies,
         identities=Providers(
             dict.fromkeys(paths.values(), programs)
             | dict.fromkeys(settings.cloud_identities, clouds)
@@ -204,6 +206,7 @@ async def _registries(
             mirror_candidates=lambda ref: own.keychain("").candidates(ref),
             cache_size=settings.cache_size,
             stale_if_error=settings.stale_if_error,
+            load_timeout=settings.budget,  # whoever comes back later wants a fresher answer
             per_namespace=settings.lookups_per_namespace,
             remark=metrics.observe_oddity,
             observe=metrics.observe_cache,

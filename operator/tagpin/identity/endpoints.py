@@ -27,6 +27,8 @@ MAX_ANSWER = 64 * 1024
 MAX_TOKEN = 16 * 1024
 """Characters: Azure names groups in its tokens, AWS tags."""
 
+_OUTAGES = frozenset({429, 500, 502, 503, 504})
+
 NAME_TIMEOUT = 0.5
 """Seconds that a name server has for its first answer, and twice as many for its second."""
 NAME_TRIES = 2
@@ -211,12 +213,15 @@ class Endpoints:
             ) as response:
                 if response.status != HTTPStatus.OK:
                     response.close()
-                    raise Unobtainable(f"{host} answered {response.status}: {needs}")
+                    raise Unobtainable(
+                        f"{host} answered {response.status}: {needs}",
+                        is_outage=response.status in _OUTAGES,
+                    )
                 answer = await _read(response)
         # Not chained: their texts repeat what was received.
         # uvloop raises RuntimeError where asyncio raises OSError (aiohappyeyeballs: impl.py)
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
-            raise Unobtainable(_complaint(error, host)) from None
+            raise _complaint(error, host) from None
         if answer is None:
             raise Unobtainable(f"the answer of {host} is longer than {MAX_ANSWER} bytes")
         return Answer(host, response.headers, answer)
@@ -233,17 +238,19 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     return bytes(body)
 
 
-def _complaint(error: Exception, host: str) -> str:
+def _complaint(error: Exception, host: str) -> Unobtainable:
     match error:
         case aiohttp.ClientHttpProxyError():
-            return f"the proxy answered {error.status} to the wish for {host}"
+            text = f"the proxy answered {error.status} to the wish for {host}"
+            return Unobtainable(text, is_outage=True)
         case aiohttp.ClientProxyConnectionError():
-            return f"no connection to the proxy that leads to {host}"
+            text = f"no connection to the proxy that leads to {host}"
+            return Unobtainable(text, is_outage=True)
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
-            return f"no trusted TLS with {host}"
+            return Unobtainable(f"no trusted TLS with {host}")
         case TimeoutError():
-            return f"no answer from {host} in time"
+            return Unobtainable(f"no answer from {host} in time", is_outage=True)
         case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError() | ValueError():
-            return f"{host} does not answer in HTTP"
+            return Unobtainable(f"{host} does not answer in HTTP")
         case _:
-            return f"no connection to {host}"
+            return Unobtainable(f"no connection to {host}", is_outage=True)

@@ -108,17 +108,17 @@ class RegistryClient:
     """Runs conversations with registries; use as an async context manager.
 
     `registries` are those that the operator listed; all others are spoken to over https, at
-    addresses that `rules` allow, if `policy` permits what references name. `proxies` lead to those
-    that no registry has another word for. `ca` is PEM text trusted everywhere besides the system's
-    authorities. `names` resolves host names and stays the caller's to close. `identities` gives
-    the credentials that candidates only name. Times are seconds:
-    `connect_timeout` per connection, `read_timeout` between two reads. `per_host` bounds the
-    requests under way to a host, of each registry that leads there; `total` the connections of
-    each trust class: those that were listed have connections of their own, so that no stranger's
-    registry can use them up. A request is retried `retries` times where
-    that can help, after a pause drawn from `jitter`. A place that cannot be connected to is left
-    alone for a while, as Circuits does; `draw` is for its jitter. `clock` is monotonic, `now` the
-    wall clock (UTC). `observe` is told of every exchange.
+    addresses that `rules` allow. `policy` says which of them references may name. `proxies` lead
+    to those that no registry has another word for. `ca` is PEM text trusted everywhere besides the
+    system's authorities. `names` resolves host names and stays the caller's to close. `identities`
+    gives the credentials that candidates only name. Times are seconds: `connect_timeout` per
+    connection, `read_timeout` between two reads. `per_host` bounds the requests under way to a
+    host, of each registry that leads there; `total` the connections of each trust class: those
+    that were listed have connections of their own, so that no stranger's registry can use them up.
+    A request is retried `retries` times where that can help, after a pause drawn from `jitter`. A
+    place that cannot be connected to is left alone for a while, as Circuits does; `draw` is for
+    its jitter. `clock` is monotonic, `now` the wall clock (UTC). `observe` is told of every
+    exchange.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class RegistryClient:
         observe: Callable[[Exchange], None] = lambda _: None,
     ) -> None:
         self._places = Places(registries)
+        self._policy = policy
         self._rules = rules
         self._transport = Transport(
             self._places,
             rules=rules,
-            policy=policy,
             proxies=proxies,
             ca=ca,
             names=names,
@@ -196,6 +196,10 @@ class RegistryClient:
     def registry(self, domain: str) -> Registry:
         """The registry that references name `domain`; ValueError where that is no place."""
         return self._places.registry(domain)
+
+    def permits(self, domain: str) -> bool:
+        """Whether the operator lets references name `domain`; whoever asks must heed it."""
+        return self._policy.permits(domain)
 
     def mirrors(self, domain: str) -> tuple[Registry, ...]:
         """The registries to ask before that one, in this order."""
@@ -280,7 +284,9 @@ class RegistryClient:
             provider = step.identity.provider
             log.warning("no credential of %s for %s: %s", provider, step.registry.name, error)
             detail = f"there is no credential of {provider} now"
-            raise Failure(Reason.UNAUTHORIZED, detail) from error
+            # Only a refusal speaks against what was known before.
+            reason = Reason.UNREACHABLE if error.is_outage else Reason.UNAUTHORIZED
+            raise Failure(reason, detail) from error
 
     async def _log_in(self, login: Login, talk: _Talk) -> str:
         """A token that may be used by whoever holds the same credential, and nobody else."""

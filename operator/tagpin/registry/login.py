@@ -52,6 +52,8 @@ _REALM_HOSTS = {
     "*.gcr.io": None,
     "*.pkg.dev": None,
     "*.azurecr.io": None,
+    "*.azurecr.cn": None,
+    "*.azurecr.us": None,
 }
 """Host of a registry → host of its realm, None for the same. Another is no mistake of theirs."""
 

@@ -209,6 +209,10 @@ class RegistryResolver:
             host, image = shortened(ref.domain), shortened(ref.text)
             message = f"{host} is no host that could be connected to, in {image}"
             raise Unresolvable(Reason.INVALID_REFERENCE, message) from None
+        if not self._client.permits(ref.domain):
+            host, image = shortened(ref.domain), shortened(ref.text)
+            message = f"{host} is no registry that tagpin may ask, so {image} is not resolved"
+            raise Unresolvable(Reason.BLOCKED, message)
         identity = fingerprint(self._fingerprint_key, candidates)
         return _Key(registry, ref.path, ref.effective_tag, identity)
 

@@ -20,7 +20,7 @@ from tagpin import __version__
 from tagpin.errors import ConfigurationError, Reason
 from tagpin.registry import guard
 from tagpin.registry.flow import Failure, Registry, Request, Response
-from tagpin.registry.places import ANY_REGISTRY, Places, RegistryPolicy, RegistrySettings
+from tagpin.registry.places import Places, RegistrySettings
 from tagpin.registry.proxies import DIRECTLY, Proxies, Proxy
 
 MAX_HEADER_FIELD = 8190
@@ -91,8 +91,8 @@ class Transport:
     """Carries single requests; use as an async context manager.
 
     `places` is what the operator listed; all others are spoken to over https, at addresses that
-    `rules` allow, if `policy` permits what references name. `proxies` lead to those that no place
-    has another word for. `ca` is PEM text trusted everywhere besides the system's authorities.
+    `rules` allow. `proxies` lead to those that no place has another word for. `ca` is PEM text
+    trusted everywhere besides the system's authorities.
     `names` resolves host names and stays the caller's to close. Times are seconds:
     `connect_timeout` per connection, `read_timeout` between two reads. `total` bounds the
     connections of each trust class: places that were listed have connections of their own, and so
@@ -108,7 +108,6 @@ class Transport:
         places: Places,
         *,
         rules: guard.AddressRules,
-        policy: RegistryPolicy = ANY_REGISTRY,
         proxies: Proxies = DIRECTLY,
         ca: str | None = None,
         names: AbstractResolver | None = None,
@@ -120,7 +119,6 @@ class Transport:
     ) -> None:
         self._places = places
         self._rules = rules
-        self._policy = policy
         self._proxies = proxies
         self._own_proxies = {
             each.host: Proxy.parse(each.proxy) if each.proxy else None
@@ -212,9 +210,6 @@ class Transport:
 
     def _way(self, request: Request, visit: Visit) -> "_Way":
         """How a request may travel; Failure where it may not."""
-        name = visit.registry.ns or visit.registry.name
-        if not self._policy.permits(name):
-            raise Failure(Reason.BLOCKED, f"{name} is not among the registries that are allowed")
         url = request.url
         settings = self._places.settings(url)
         trusted = self.trusted(url, visit, derived=request.derived)

@@ -10,8 +10,8 @@ from aiohttp import web
 
 from fakes.faults import Fault, Handler, answering, hanging
 from fakes.registry import FakeRegistry
-from tagpin.errors import Reason, Unresolvable
-from tagpin.keychain import Credential, Keychain
+from tagpin.errors import Reason, Unobtainable, Unresolvable
+from tagpin.keychain import Credential, Identity, Keychain
 from tagpin.pinning import Resolution
 from tagpin.pins import Source
 from tagpin.reference import Digest, Reference
@@ -414,6 +414,43 @@ async def test_while_the_registry_is_down_its_last_answer_stands_in(net: Net) ->
     net.clock.advance(1)
     gone = await settle(resolver, net.image("public.test"), max_age=5)
     assert reason(gone) is Reason.UNREACHABLE
+
+
+class OneIdentity:
+    """Who has one credential, until something is in the way."""
+
+    def __init__(self) -> None:
+        self.trouble: Unobtainable | None = None
+
+    async def obtain(self, identity: Identity) -> Credential:
+        if self.trouble is not None:
+            raise self.trouble
+        return Credential(*ALICE)
+
+
+@pytest.mark.parametrize("is_outage", [True, False])
+async def test_a_cloud_that_is_away_is_an_outage_and_one_that_refuses_is_none(
+    net: Net, *, is_outage: bool
+) -> None:
+    registry = await net.registry("public.test", users=USERS)
+    pushed = registry.push_image("demo/app", "v1")
+    identities = OneIdentity()
+    resolver = await net.resolver(identities=identities)
+    ref = Reference.parse(net.image("public.test"))
+    keychain = Keychain(((ref.domain, Identity("cloud", ref.domain)),))
+
+    async def resolve() -> Resolution:
+        return await resolver.resolve(ref, keychain, namespace="team", max_age=-1, within=5)
+
+    assert str((await resolve()).digest) == pushed
+    identities.trouble = Unobtainable("no answer", is_outage=is_outage)
+    if is_outage:
+        assert (await resolve()).source is Source.STALE
+        return
+    with pytest.raises(Unresolvable) as refused:
+        await resolve()
+    assert refused.value.reason is Reason.UNAUTHORIZED
+    assert resolver.last_known(ref, keychain) is None
 
 
 async def test_a_rate_limit_is_an_outage(net: Net) -> None:
