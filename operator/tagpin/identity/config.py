@@ -63,14 +63,16 @@ class DockerConfig:
         if store and not _is_name(store):
             remarks.append("credsStore: no name of a credential program")
             store = ""
-        stored = [
-            key for key, entry in auths.items() if _is_empty(entry) and (store or key in helpers)
-        ]
+        stored = {
+            key: store
+            for key, entry in auths.items()
+            if _is_empty(entry) and (store or key in helpers)
+        }
         held = {key: entry for key, entry in auths.items() if key not in stored}
         keychain = Keychain.from_auths(held)
         return cls(
             replace(keychain, remarks=(*keychain.remarks, *remarks)),
-            dict.fromkeys(stored, store) | named if store else named,
+            stored | named if store else named,
             store,
         )
 
@@ -136,7 +138,7 @@ class OwnCredentials:
     def _made_of(self, config: DockerConfig) -> Keychain:
         by_name = {Path(path).name.removeprefix(PREFIX): path for path in self._programs.values()}
         helpers = {key: by_name[name] for key, name in config.helpers.items() if name in by_name}
-        for key in config.helpers.keys() - helpers.keys():
+        for key in sorted(config.helpers.keys() - helpers.keys()):
             program = PREFIX + config.helpers[key]
             log.warning("%s: %r: %s is not among credentialPrograms", self._file, key, program)
         if config.store and config.store not in config.helpers.values():

@@ -90,7 +90,7 @@ class Programs:
                     return _credential(path, host, *await self._run(path, host))
             except TimeoutError:
                 late = f"{path} gave no answer for {shortened(host)} within {self._timeout:g} s"
-                raise Unobtainable(late) from None
+                raise Unobtainable(late, is_outage=True) from None
 
         return (await self._answers.get((path, host), load)).value
 
@@ -100,9 +100,8 @@ class Programs:
 
     async def _run(self, path: str, host: str) -> tuple[int, bytes]:
         """Exit code and output of a program, which has ended then, with all that it started."""
-        loop = asyncio.get_running_loop()
-        try:
-            transport, answer = await loop.subprocess_exec(
+        starting = asyncio.ensure_future(
+            asyncio.get_running_loop().subprocess_exec(
                 _Answer,
                 path,
                 "get",
@@ -113,20 +112,27 @@ class Programs:
                 cwd="/",
                 start_new_session=True,
             )
+        )
+        try:
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            # Cancelled half-way, asyncio would wait for all that the program has started.
+            await asyncio.wait([starting])
+            if not starting.exception():
+                await _end(*starting.result())
+            raise
+        try:
+            transport, answer = starting.result()
         except OSError as error:
             raise Unobtainable(f"{path} cannot be run: {error.strerror or 'no program'}") from error
         try:
             stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
-            stdin.write((_DOCKER_HUB_KEY if host == DOCKER_HUB else host).encode())
-            stdin.close()
+            if not stdin.is_closing():  # the program may have ended without reading
+                stdin.write((_DOCKER_HUB_KEY if host == DOCKER_HUB else host).encode())
+                stdin.close()
             await answer.ended.wait()
         finally:
-            if not answer.is_complete:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(transport.get_pid(), signal.SIGKILL)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(answer.exited.wait(), REAPING)
-            transport.close()
+            await _end(transport, answer)
         if not answer.is_complete:
             raise Unobtainable(f"{path} wrote more than {MAX_OUTPUT} bytes")
         return transport.get_returncode() or 0, bytes(answer.output)
@@ -154,13 +160,24 @@ class _Answer(asyncio.SubprocessProtocol):
         self.ended.set()
 
 
+async def _end(transport: asyncio.SubprocessTransport, answer: _Answer) -> None:
+    """See that a program has ended, and whatever it started in its session."""
+    if not answer.is_complete:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(answer.exited.wait(), REAPING)
+    transport.close()
+
+
 def _credential(path: str, host: str, code: int, output: bytes) -> Credential | None:
     """What a program's answer means; nothing of it is repeated."""
     if code != 0:
         if output.strip() == _NOT_FOUND.encode():
             return None
         how = f"failed with exit code {code}" if code > 0 else f"was ended by signal {-code}"
-        raise Unobtainable(f"{path} {how}: see what `{path} get` says to {shortened(host)}")
+        text = f"{path} {how}: see what `{path} get` says to {shortened(host)}"
+        raise Unobtainable(text, is_outage=True)
     try:
         answer = json.loads(output)
     except (ValueError, RecursionError):

@@ -69,8 +69,7 @@ async def shelf(tmp_path: Path) -> AsyncIterator[Shelf]:
 
 def alive(file: Path) -> list[int]:
     """The processes that wrote their id into a file, as far as they still run."""
-    ids = [int(line) for line in file.read_text().split()]
-    assert ids
+    ids = [int(line) for line in file.read_text().split()] if file.exists() else []
     return [each for each in ids if _stat(each)[:1] not in ([], ["Z"])]
 
 
@@ -191,7 +190,11 @@ async def test_a_program_may_have_nothing(shelf: Shelf, script: str) -> None:
     ],
 )
 async def test_what_a_program_did_wrong_is_said_without_repeating_it(
-    shelf: Shelf, script: str, message: str, caplog: pytest.LogCaptureFixture
+    shelf: Shelf,
+    script: str,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with pytest.raises(Unobtainable) as caught:
@@ -199,7 +202,7 @@ async def test_what_a_program_did_wrong_is_said_without_repeating_it(
     text = str(caught.value)
     assert text.startswith(str(shelf.folder / "docker-credential-test"))
     assert message in text
-    assert "s3cret" not in text + caplog.text
+    assert "s3cret" not in text + caplog.text + capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ async def test_a_program_that_hangs_is_ended_with_all_that_it_started(
     started = time.monotonic()
     with pytest.raises(Unobtainable, match=r"gave no answer for registry\.test within 0\.2 s"):
         await shelf.ask(f"echo $$ >> {pids}\n{script.replace('pids', str(pids))}", timeout=0.2)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     await wait_for(lambda: not alive(pids))
 
 
@@ -248,7 +251,7 @@ async def test_a_program_that_writes_without_end_is_ended(shelf: Shelf) -> None:
     started = time.monotonic()
     with pytest.raises(Unobtainable, match=f"wrote more than {MAX_OUTPUT} bytes"):
         await shelf.ask(f"echo $$ >> {pids}; exec yes")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     await wait_for(lambda: not alive(pids))
 
 
@@ -328,8 +331,8 @@ async def test_waiting_for_a_turn_counts_as_time(shelf: Shelf) -> None:
     asked = (programs.obtain(Identity(path, f"{number}.test")) for number in range(20))
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(answer, Unobtainable) for answer in answers)
-    assert shelf.runs(path) == 1
-    assert time.monotonic() - started < 2
+    assert shelf.runs(path) <= 2  # the second one may get its turn when its time is over
+    assert time.monotonic() - started < 10
 
 
 async def test_a_caller_that_goes_away_ends_no_program_that_others_wait_for(shelf: Shelf) -> None:
@@ -356,6 +359,25 @@ async def test_closing_ends_what_is_running(shelf: Shelf) -> None:
     await asyncio.wait([asked])
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_closing_ends_what_is_just_being_started(shelf: Shelf, steps: int) -> None:
+    pids = shelf.folder / "pids"
+    path = shelf.put(f"echo $$ >> {pids}; sleep 60 & echo $! >> {pids}; wait")
+    programs = shelf.programs(path)
+    asked = asyncio.create_task(programs.obtain(Identity(path, "a.test")))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    time.sleep(0.02)  # noqa: ASYNC251 - the program goes on while the event loop does not
+
+    async with asyncio.timeout(5):
+        await programs.aclose()
+
+    await wait_for(lambda: not alive(pids))
+    assert not zombies()
+    asked.cancel()
+    await asyncio.wait([asked])
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_it_is_the_same_with_each_event_loop(
     tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop], caplog: Any
@@ -369,7 +391,7 @@ def test_it_is_the_same_with_each_event_loop(
         for script, message in (
             (f"echo $$ >> {pids}; exec yes", "wrote more"),
             (f"echo $$ >> {pids}; sleep 60 & echo $! >> {pids}; wait", "within 0.2 s"),
-            ("exit 1", "exit code 1"),
+            *[("exit 1", "exit code 1")] * 5,
         ):
             with pytest.raises(Unobtainable, match=message):
                 await shelf.ask(script, timeout=0.2 if "sleep" in script else 5)
