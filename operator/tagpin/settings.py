@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Self
 
 from tagpin.errors import ConfigurationError, InvalidReference
-from tagpin.reference import Reference
+from tagpin.reference import DOCKER_HUB, Reference
 from tagpin.revision import CONTROLLER_MANAGER, kinds
 
 ENVIRONMENT_PREFIX = "TAGPIN_"
@@ -26,8 +26,10 @@ _DNS_NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
 CLOUDS = ("ecr", "google", "acr")
 """Whose registries tagpin can log in to as its own service account."""
 
-_GLOB = re.compile(r"[*?]|\[[^\]:]*\]")
+_GLOB = re.compile(r"[*?]|\[\^?(?:[a-z0-9](?:-[a-z0-9])?)+\]", re.IGNORECASE)
 """What stands for one or more letters of a host: `*`, `?` and `[a-z]`, but not `[::1]`."""
+
+MAX_PORT = 65535
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -36,7 +38,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 class Mirror:
     """A place that has copies of a registry's repositories."""
 
-    endpoint: str
+    endpoint: str = field(repr=False)
     """Its URL, with the path that stands before a repository there."""
     resolve: bool = False
     """Trust it to say which digest a tag names; without that it is never asked."""
@@ -59,7 +61,7 @@ class Registry:
     """PEM file of certificate authorities that it is trusted by, besides the system's."""
     mirrors: tuple[Mirror, ...] = field(default=())
     """Places that are asked before it, in this order."""
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)
     """The proxy that leads there, or `direct`; empty: as for all registries."""
     requests_per_second: float = 0.0
     """How many requests are sent to it at most; 0: as many as there are."""
@@ -172,9 +174,9 @@ class Settings:
     """Reach private addresses only where they are in allowed_networks or listed."""
     pod_addresses: tuple[str, ...] = ()
     """The addresses of tagpin's own pod, which are no registry's."""
-    https_proxy: str = ""
+    https_proxy: str = field(default="", repr=False)
     """The proxy to registries; empty: what the environment says (HTTPS_PROXY)."""
-    http_proxy: str = ""
+    http_proxy: str = field(default="", repr=False)
     """The proxy to registries that speak plain HTTP; empty: as the environment says."""
     no_proxy: str = ""
     """Hosts, domains and ranges reached without a proxy; empty: as the environment says."""
@@ -201,6 +203,10 @@ class Settings:
         settings: Self = _record(cls, values, path="")
         if settings.webhook_port == settings.health_port:
             raise ConfigurationError(f"healthPort: {settings.health_port} is webhookPort too")
+        if settings.acr_hosts and "acr" not in settings.cloud_identities:
+            raise ConfigurationError("acrHosts: of no use without acr in cloudIdentities")
+        if settings.aws_instance_role and "ecr" not in settings.cloud_identities:
+            raise ConfigurationError("awsInstanceRole: of no use without ecr in cloudIdentities")
         return settings
 
     @classmethod
@@ -229,9 +235,10 @@ class Settings:
 
 
 def _record(cls: type[Any], values: object, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigurationError(f"{path or 'configuration'}: expected keys and values")
     fields = {_camel_case(item.name): item for item in dataclasses.fields(cls)}
+    if not isinstance(values, Mapping):
+        example = f", such as {next(iter(fields))}: …" if path else ""
+        raise ConfigurationError(f"{path or 'configuration'}: expected keys and values{example}")
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
@@ -254,7 +261,8 @@ def _read(item: "dataclasses.Field[Any]", value: object, where: str) -> object:
     try:
         return _READERS.get(item.name, _BY_TYPE[item.type])(value, where)
     except ValueError as error:
-        raise ConfigurationError(f"{where}: {value!r} is {error}") from None
+        shown = "what stands there" if item.name in _SECRET else repr(value)
+        raise ConfigurationError(f"{where}: {shown} is {error}") from None
 
 
 def _text(value: object, _where: str) -> str:
@@ -282,7 +290,7 @@ def _number(value: object, _where: str) -> int:
 
 def _port(value: object, where: str) -> int:
     number = _number(value, where)
-    if number > 65535:  # noqa: PLR2004 the highest port
+    if number > MAX_PORT:
         raise ValueError("no port (1 to 65535)")
     return number
 
@@ -344,9 +352,52 @@ def _host(value: object, where: str) -> str:
         ref = Reference.parse(f"{plain}/repository")
     except InvalidReference:
         raise ValueError("no host or host:port") from None
+    name, port = _split_port(host)
+    if name == "*":
+        raise ValueError("no host: a star stands for one label, as in *.corp.example")
     if ref.domain != plain:
         raise ValueError("no host as references begin with, such as docker.io or registry:5000")
+    if port and not 0 < int(port) <= MAX_PORT:
+        raise ValueError("no host:port with a port of 1 to 65535")
     return host
+
+
+def _split_port(host: str) -> tuple[str, str]:
+    name, colon, port = host.rpartition(":")
+    return (name, port) if colon and port.isdecimal() else (host, "")
+
+
+def _places(host: str, *, http: bool = False) -> frozenset[str]:
+    """All that a host in references may be called: with its port and, where it has none, without.
+
+    Docker Hub is connected to under another name.
+    """
+    name, port = _split_port(host.lower())
+    name = DOCKER_HUB if name == "registry-1.docker.io" else name
+    place = f"{name}:{port or (80 if http else 443)}"
+    return frozenset({place} if port else {place, name})
+
+
+def _said_once(hosts: Iterable[tuple[str, frozenset[str]]], where: str) -> None:
+    """Raise ConfigurationError where two entries are about one place: which of them counts?"""
+    first: dict[str, tuple[int, str]] = {}
+    for i, (host, places) in enumerate(hosts):
+        if known := next((first[place] for place in places if place in first), None):
+            j, other = known
+            raise ConfigurationError(f"{where}[{i}].host: {host} is {where}[{j}], {other}, too")
+        first |= dict.fromkeys(places, (i, host))
+
+
+def _registries(value: object, where: str) -> tuple[Registry, ...]:
+    found: tuple[Registry, ...] = _records(Registry)(value, where)
+    _said_once(((each.host, _places(each.host, http=each.http)) for each in found), where)
+    return found
+
+
+def _programs(value: object, where: str) -> tuple[CredentialProgram, ...]:
+    found: tuple[CredentialProgram, ...] = _records(CredentialProgram)(value, where)
+    _said_once(((each.host, _places(each.host)) for each in found), where)
+    return found
 
 
 def _rate(value: object, _where: str) -> float:
@@ -363,7 +414,25 @@ def _clouds(value: object, where: str) -> tuple[str, ...]:
 
 
 def _hosts(value: object, where: str) -> tuple[str, ...]:
-    return tuple(_host(each, where) for each in _texts(value, where))
+    hosts = _texts(value, where)
+    for host in hosts:
+        try:
+            _host(host, where)
+        except ValueError as error:
+            raise ValueError(f"no list of hosts: {host!r} is {error}") from None
+    return hosts
+
+
+def _namespaces(value: object, where: str) -> tuple[str, ...]:
+    names = _texts(value, where)
+    for name in names:
+        if not re.fullmatch(_DNS_LABEL, _GLOB.sub("x", name)):
+            raise ValueError(f"no list of namespaces or globs of them: {name!r}")
+    return names
+
+
+def _comma_separated(value: object, where: str) -> str:
+    return ",".join(_texts(value, where))
 
 
 def _records(cls: type[Any]) -> Callable[[object, str], tuple[Any, ...]]:
@@ -409,9 +478,9 @@ _BY_TYPE: dict[Any, Callable[[object, str], object]] = {
     int: _number,
     float: _seconds,
     tuple[str, ...]: _texts,
-    tuple[Registry, ...]: _records(Registry),
+    tuple[Registry, ...]: _registries,
     tuple[Mirror, ...]: _records(Mirror),
-    tuple[CredentialProgram, ...]: _records(CredentialProgram),
+    tuple[CredentialProgram, ...]: _programs,
     tuple[WorkloadKind, ...]: _workload_kinds,
 }
 _READERS: dict[str, Callable[[object, str], object]] = {
@@ -420,11 +489,14 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "kind": _matching(r"[A-Z][A-Za-z0-9]*", "no kind, such as CloneSet"),
     "plural": _matching(r"[a-z][a-z0-9-]*", "no plural of a kind, such as clonesets"),
     "hash_label": _matching(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?|", "no label"),
+    "endpoint": _matching(r"https?://[^\s@?#]+", "no https://host[:port][/path]"),
     "path": _matching(r"/\S+", "no absolute path"),
+    "credentials_file": _matching(r"(/.*)?", "no absolute path"),
+    "credentials_namespaces": _namespaces,
+    "no_proxy": _comma_separated,
     "allowed_registries": _hosts,
     "denied_registries": _hosts,
     "token_hosts": _hosts,
-    "acr_hosts": _hosts,
     "requests_per_second": _rate,
     "cloud_identities": _clouds,
     "blocked_networks": _networks,
@@ -439,6 +511,9 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("json", "text"),
 }
+
+_SECRET = frozenset({"https_proxy", "http_proxy", "proxy", "endpoint"})
+"""Fields whose values may hold a password, so that no message repeats them."""
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -87,6 +87,9 @@ def test_settings_do_not_change() -> None:
         ("lookupsPerNamespace", "8", 8),
         ("cloudIdentities", "ecr,acr", ("ecr", "acr")),
         ("credentialPrograms", [], ()),
+        ("credentialsFile", "", ""),
+        ("credentialsNamespaces", ["team-*", "[a-c]?"], ("team-*", "[a-c]?")),
+        ("noProxy", [".corp.example", "10.0.0.0/8"], ".corp.example,10.0.0.0/8"),
         ("registries", [], ()),
     ],
 )
@@ -140,8 +143,19 @@ def test_a_good_value_is_read(key: str, value: Any, expected: Any) -> None:
         ("certificateNames", ["m\u00fcnchen.test"], "no list of names and addresses"),
         ("certificateNames", [""], "no list of names and addresses"),
         ("certificateNames", ["*.test"], "no list of names and addresses"),
-        ("allowedRegistries", ["https://a.test"], "no host"),
-        ("deniedRegistries", ["registry"], "no host as references begin with"),
+        ("allowedRegistries", ["https://a.test"], "no list of hosts: 'https://a.test' is no host"),
+        (
+            "allowedRegistries",
+            ["*"],
+            "no list of hosts: '*' is no host: a star stands for one label",
+        ),
+        ("allowedRegistries", ["*.a.test:0"], "no list of hosts: '*.a.test:0' is no host:port"),
+        ("deniedRegistries", ["[$].a.test"], "no list of hosts: '[$].a.test' is no host"),
+        ("credentialsNamespaces", ["shop", "[a"], "no list of namespaces or globs of them: '[a'"),
+        ("credentialsNamespaces", ["Shop"], "no list of namespaces or globs of them: 'Shop'"),
+        ("credentialsFile", "config.json", "no absolute path"),
+        ("noProxy", 7, "no list of texts"),
+        ("deniedRegistries", ["registry"], "no list of hosts: 'registry' is no host as references"),
         ("podAddresses", "me", "no list of networks"),
         ("cloudIdentities", ["ecr", "aws"], "no list of ecr, google, acr: 'aws'"),
         ("cacheTTL", "1d", "no duration"),
@@ -245,7 +259,11 @@ def test_a_registry_entry_says_how_to_reach_it() -> None:
         ),
         ({"host": "b.test", "connections": 0}, "registries[1].connections: 0 is no number from 1"),
         ({"host": "b.test", "timeout": "soon"}, "registries[1].timeout: 'soon' is no duration"),
-        ({"host": "b.test", "tokenHosts": ["/"]}, "registries[1].tokenHosts: ['/'] is no host"),
+        (
+            {"host": "b.test", "tokenHosts": ["/"]},
+            "registries[1].tokenHosts: ['/'] is no list of hosts",
+        ),
+        ({"host": "b.test:0"}, "registries[1].host: 'b.test:0' is no host:port with a port of"),
         ({"host": "b.test", "mirrors": "m.test"}, "registries[1].mirrors: 'm.test' is no list"),
         (
             {"host": "b.test", "mirrors": [{"endpoint": "https://m.test"}, {"resolve": True}]},
@@ -253,7 +271,7 @@ def test_a_registry_entry_says_how_to_reach_it() -> None:
         ),
         ({"http": True}, "registries[1]: the key host is missing"),
         ({}, "registries[1]: the key host is missing"),
-        ("b.test", "registries[1]: expected keys and values"),
+        ("b.test", "registries[1]: expected keys and values, such as host: …"),
         (None, "registries[1]: expected keys and values"),
     ],
 )
@@ -283,6 +301,73 @@ def test_what_is_said_of_a_registry_is_read() -> None:
         token_hosts=("sso.corp.example",),
         get_after_404=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"host": "a.test"}, {"host": "A.test"}),
+        ({"host": "a.test"}, {"host": "a.test:443"}),
+        ({"host": "a.test"}, {"host": "a.test", "http": True}),
+        ({"host": "a.test", "http": True}, {"host": "a.test:80"}),
+        ({"host": "*.a.test"}, {"host": "*.a.test"}),
+        ({"host": "[::1]:5000"}, {"host": "[::1]:5000"}),
+        ({"host": "docker.io"}, {"host": "registry-1.docker.io"}),
+    ],
+)
+def test_what_is_said_of_one_registry_is_said_once(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Settings.from_mapping({"registries": [{"host": "b.test"}, one, other]})
+
+    expected = f"registries[2].host: {other['host']} is registries[1], {one['host']}, too"
+    assert str(error.value) == expected
+
+
+def test_registries_at_several_ports_are_several() -> None:
+    hosts = ["a.test", "a.test:5000", "b.a.test", "*.a.test", "*.a.test:5000", "[::1]", "[::1]:1"]
+
+    entries = [*({"host": host} for host in hosts), {"host": "a.test:80", "http": True}]
+
+    assert len(setting("registries", entries)) == len(hosts) + 1
+
+
+def test_a_registry_has_one_credential_program() -> None:
+    with pytest.raises(ConfigurationError, match=r"credentialPrograms\[1\].host: a.test is"):
+        Settings.from_mapping(
+            {"credentialPrograms": [{"host": "a.test", "path": f"/bin/{n}"} for n in "ab"]}
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "cloud"),
+    [("acrHosts", ["registry.corp.example"], "acr"), ("awsInstanceRole", True, "ecr")],
+)
+def test_what_is_said_of_a_cloud_needs_the_cloud(key: str, value: Any, cloud: str) -> None:
+    assert Settings.from_mapping({key: value, "cloudIdentities": ["ecr", "acr"]})
+    with pytest.raises(ConfigurationError, match=f"{key}: of no use without {cloud} in cloudIden"):
+        Settings.from_mapping({key: value})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"httpsProxy": "http://u:s3cret@p:1", "httpProxy": "http://u:s3cret@p:1"},
+        {"registries": [{"host": "a.test", "proxy": "http://u:s3cret@p:1"}]},
+        {"httpsProxy": ["http://u:s3cret@p:1"]},
+        {"registries": [{"host": "a.test", "proxy": ["http://u:s3cret@p:1"]}]},
+        {"registries": [{"host": "a.test", "mirrors": [{"endpoint": "https://u:s3cret@m.test"}]}]},
+        {"registries": [{"host": "a.test", "mirrors": [{"endpoint": "https://m.test?a=s3cret"}]}]},
+    ],
+)
+def test_no_password_is_shown(config: dict[str, Any]) -> None:
+    try:
+        shown = repr(Settings.from_mapping(config))
+    except ConfigurationError as error:
+        shown = str(error)
+
+    assert "s3cret" not in shown
 
 
 def test_a_mirror_is_asked_only_if_it_is_marked() -> None:

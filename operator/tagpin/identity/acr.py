@@ -58,7 +58,9 @@ class Acr:
         self._hosts = frozenset(hosts)
         for host in self._hosts:
             if not re.fullmatch(_HOST, host):
-                raise ConfigurationError(f"{host!r} is no host of a registry of Azure's")
+                raise ConfigurationError(
+                    f"acrHosts: {host!r} is no name of a host, such as registry.corp.example"
+                )
         self._authority = _base(environment, "AZURE_AUTHORITY_HOST", _PUBLIC_CLOUD, "https")
         metadata = "http://169.254.169.254"
         self._metadata = _base(environment, "AZURE_POD_IDENTITY_AUTHORITY_HOST", metadata, "http")
