@@ -360,13 +360,14 @@ def check_login(login: Login, registry: Registry, candidates: Sequence[Candidate
     assert realm.scheme in ("https", registry.origin.scheme)
     assert realm.user is realm.password is None
     known = {"docker.io": "auth.docker.io", "ghcr.io": "ghcr.io"}.get(registry.name)
-    assert known in (None, realm.host)
-    assert not registry.strict or realm.host in (registry.origin.host, *registry.token_hosts)
+    host = (realm.host or "").rstrip(".")  # with a final dot it is the same one
+    assert known in (None, host)
+    assert not registry.strict or host in (registry.origin.host, *registry.token_hosts)
     if login.credential is None:
         assert not candidates
     else:
         is_identity = any(isinstance(each, Identity) for each in candidates)
         assert login.credential in candidates or (is_identity and login.credential == OBTAINED)
-        is_own = realm.host in (registry.origin.host, *registry.token_hosts)
+        is_own = host in (registry.origin.host, *registry.token_hosts)
         is_safe = realm.scheme == "https" and (registry.origin.scheme == "https" or is_own)
         assert is_safe or registry.credentials_over_http
