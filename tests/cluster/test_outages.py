@@ -168,7 +168,8 @@ class TestRevisionsOfARegistryThatIsAway:
         pods = namespace.pods("app=known")
         assert [images(each) for each in pods] == [{"app": app.pinned}] * 5
         sources = sorted(record(each)["app"]["source"] for each in pods)
-        assert sources == ["ledger"] * 4 + ["registry"]
+        # The three of `forgotten` may have come at once: then one of them asked for all.
+        assert sources in ([*["ledger"] * 4, "registry"], ["cache", *["ledger"] * 4])
         assert questions(installation) == before
         assert not namespace.has_events("known")
 
@@ -177,7 +178,7 @@ class TestRevisionsOfARegistryThatIsAway:
     ) -> None:
         namespace, app = forgotten
         (first,) = recorded(namespace, "web")
-        assert first["source"] == "registry"
+        assert first["source"] in ("registry", "cache")
         stale = {**first, "source": "stale"}
         for number in (1, 2):
             web = deployment("web", {"app": app.text})

@@ -44,8 +44,11 @@ PERSON = {"username": "jane", "groups": ["system:authenticated"]}
 
 
 @contextmanager
-def played(narrator: Narrator) -> Iterator["PlayedStage"]:
-    """Start a registry, an API server and tagpin, and end them. Raises ProgramError."""
+def played(narrator: Narrator, **settings: str) -> Iterator["PlayedStage"]:
+    """Start a registry, an API server and tagpin, and end them. Raises ProgramError.
+
+    `settings` are tagpin's, besides those that the stage needs.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tagpin-played-")))
         run = stack.enter_context(_LoopThread()).run
@@ -56,20 +59,20 @@ def played(narrator: Narrator) -> Iterator["PlayedStage"]:
             registry = run(servers.enter_async_context(FakeRegistry()))
             api_server = run(servers.enter_async_context(PlayedApiServer(narrator, webhook_port)))
         with narrator.doing("tagpin serve"):
-            tagpin = _tagpin(folder, registry, api_server, (webhook_port, health_port))
+            known = [{"host": registry.host, "http": True}]
+            (folder / "config.yaml").write_text(
+                yaml.safe_dump({"recordTTL": RECORD_TTL, "registries": known} | settings)
+            )
+            tagpin = _tagpin(folder, api_server, (webhook_port, health_port))
             stack.callback(tagpin.stop)
             tagpin.wait_until(lambda: _is_ready(health_port) and api_server.is_trusting, seconds=30)
         yield PlayedStage(narrator, registry, api_server, run)
 
 
-def _tagpin(
-    folder: Path, registry: FakeRegistry, api_server: PlayedApiServer, ports: tuple[int, int]
-) -> Running:
+def _tagpin(folder: Path, api_server: PlayedApiServer, ports: tuple[int, int]) -> Running:
     """The command of the Deployment, in a process of its own."""
     config, kubeconfig, tls = folder / "config.yaml", folder / "kubeconfig", folder / "tls"
     tls.mkdir()
-    settings = {"recordTTL": RECORD_TTL, "registries": [{"host": registry.host, "http": True}]}
-    config.write_text(yaml.safe_dump(settings))
     kubeconfig.write_text(yaml.safe_dump(_kubeconfig(api_server.url)))
     environment = {
         "KUBECONFIG": str(kubeconfig),
