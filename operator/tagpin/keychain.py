@@ -179,7 +179,7 @@ class Keychain:
         is one for the registry of `ref`. (keyring.go: BasicDockerKeyring.Lookup)
         """
         following = self.then.candidates(ref) if self.then is not None else ()
-        if self._allowed is not None and not self._allowed.keys_for(ref.domain, ""):
+        if not self._allows(ref.domain):
             return following
         matching = self._index.keys_for(ref.domain, ref.path)
         # The kubelet's own test for Docker Hub is textual and says yes to `localhost/foo` too.
@@ -191,6 +191,18 @@ class Keychain:
         )
         found = (*bound, *self.identities(ref.domain), *following)
         return tuple(dict.fromkeys(found))  # none is worth a second refusal
+
+    def idle_keys(self) -> tuple[str, ...]:
+        """The keys that serve no image, since their registry is not among `hosts`; but no globs."""
+        hosts = {key: key.partition("/")[0] for key, _ in self.entries if not _is_pattern(key)}
+        return tuple(
+            key
+            for key, host in hosts.items()
+            if not self._allows(DOCKER_HUB if host == _DOCKER_HUB_KEY else host)
+        )
+
+    def _allows(self, domain: str) -> bool:
+        return self._allowed is None or bool(self._allowed.keys_for(domain, ""))
 
 
 def fingerprint(key: bytes, candidates: Sequence[Candidate]) -> str:

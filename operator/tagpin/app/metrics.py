@@ -99,6 +99,17 @@ class Metrics:
             "Registries, and token servers, that are left alone since nobody answers there.",
             registry=self._registry,
         )
+        self.credentials_failed = Counter(
+            "tagpin_credentials_failed",
+            "Credentials of tagpin's own that a cloud or a program should have had.",
+            ["provider"],
+            registry=self._registry,
+        )
+        self.credentials_file_broken = Gauge(
+            "tagpin_credentials_file_broken",
+            "Whether `credentialsFile` is of no use now; what it had before still serves.",
+            registry=self._registry,
+        )
         self.cache_uses = Counter(
             "tagpin_cache_uses",
             "Look-ups of tags in the cache.",

@@ -1,8 +1,9 @@
 """The one place that builds objects and connects them."""
 
 import contextlib
+import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ import yaml
 
 from tagpin.app.logs import log_decision
 from tagpin.app.metrics import Metrics
+from tagpin.app.proxies import proxies as proxies_of
 from tagpin.cluster import admission
 from tagpin.cluster.api import connect, disconnect
 from tagpin.cluster.credentials import ClusterPullSecrets
@@ -30,17 +32,35 @@ from tagpin.identity.clouds import CloudIdentities
 from tagpin.identity.config import OwnCredentials
 from tagpin.identity.programs import Programs
 from tagpin.identity.providers import Providers
+from tagpin.keychain import Identity
 from tagpin.pinning import Pinner
 from tagpin.policy import Rules
 from tagpin.registry.client import RegistryClient
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
 from tagpin.registry.places import Places, RegistryPolicy, RegistrySettings
-from tagpin.registry.proxies import Proxies
 from tagpin.registry.resolver import RegistryResolver
 from tagpin.revision import Kind, Proof, kinds
-from tagpin.settings import Registry, Settings, WorkloadKind
+from tagpin.settings import CredentialProgram, Registry, Settings, WorkloadKind
+
+log = logging.getLogger(__name__)
 
 PROTECTED = "kube-system"
+
+
+class _Loader(yaml.SafeLoader):
+    """Of a key that stands there twice, PyYAML would take the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, *deep: bool, **how: bool) -> dict[Any, Any]:
+        """As SafeLoader, but raise a YAMLError for such a key."""
+        seen = set[str]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"the key {key.value} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, *deep, **how)
 
 
 def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -48,14 +68,22 @@ def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigurationError(f"{path} is no readable YAML: {reason}") from error
+            text = path.read_text(encoding="utf-8")
+            document = yaml.load(text, _Loader)  # noqa: S506 a SafeLoader
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"{path} is no readable YAML: {_reason(error)}") from error
         if not isinstance(document, dict | None):
             raise ConfigurationError(f"{path}: expected keys and values")
         values = document or {}
     return Settings.from_mapping(values | Settings.from_environment(environment))
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, on one line, and where; but not what stands there: it may be a password."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        return f"{error.problem}" + (f", in line {mark.line + 1}" if mark else "")
+    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +192,13 @@ async def _registries(
 ) -> AsyncIterator[tuple[RegistryResolver, OwnCredentials]]:
     """Everything that has to do with registries: who asks them, and who we are to them."""
     registries = tuple(map(_registry, settings.registries))
-    proxies = _proxies(settings, environment)
+    policy = RegistryPolicy(settings.allowed_registries, settings.denied_registries)
+    proxies = proxies_of(
+        environment,
+        https=settings.https_proxy,
+        http=settings.http_proxy,
+        no_proxy=settings.no_proxy,
+    )
     clouds = CloudIdentities(
         settings.cloud_identities,
         environment,
@@ -172,11 +206,12 @@ async def _registries(
         aws_instance_role=settings.aws_instance_role,
         proxy=proxies.leading_to,
     )
-    paths = {each.host: each.path for each in settings.credential_programs}
+    paths = {each.host: _program(each) for each in settings.credential_programs}
     programs = Programs(paths.values(), environment=environment)
+    listed = tuple(Places(registries))  # mirrors too
     own = OwnCredentials(
-        registries=[each.host for each in Places(registries)],  # mirrors too
-        file=Path(settings.credentials_file),
+        registries=[each.host for each in listed],
+        file=Path(settings.credentials_file) if settings.credentials_file else None,
         programs=paths,
         identities=clouds.identities_for,
         namespaces=settings.credentials_namespaces,
@@ -184,11 +219,12 @@ async def _registries(
     client = RegistryClient(
         registries=registries,
         rules=_address_rules(settings, environment),
-        policy=RegistryPolicy(settings.allowed_registries, settings.denied_registries),
+        policy=policy,
         proxies=proxies,
         identities=Providers(
             dict.fromkeys(paths.values(), programs)
-            | dict.fromkeys(settings.cloud_identities, clouds)
+            | dict.fromkeys(settings.cloud_identities, clouds),
+            failed=lambda provider: metrics.credentials_failed.labels(provider).inc(),
         ),
         # Within the budget, so that what is too slow is known by its own name.
         connect_timeout=min(3.0, settings.budget / 2),
@@ -196,6 +232,8 @@ async def _registries(
         observe=metrics.observe_registry,
     )
     metrics.circuits_open.set_function(lambda: len(client.open_circuits()))
+    metrics.credentials_file_broken.set_function(lambda: float(own.is_broken))
+    _warn(settings, listed, policy, clouds)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(programs.aclose)
         await stack.enter_async_context(clouds)
@@ -215,17 +253,32 @@ async def _registries(
         yield resolver, own
 
 
-def _proxies(settings: Settings, environment: Mapping[str, str]) -> Proxies:
-    """Those of the settings, else of the variables, in capitals or not, that every client reads."""
+def _warn(
+    settings: Settings,
+    listed: Sequence[RegistrySettings],
+    policy: RegistryPolicy,
+    clouds: CloudIdentities,
+) -> None:
+    """Say which settings have no effect beside the others."""
+    for cloud in settings.cloud_identities:
+        if not any(
+            each.is_glob or Identity(cloud, each.host) in clouds.identities_for(each.host)
+            for each in listed
+        ):
+            log.warning("cloudIdentities: %s: not used, since registries lists none of its", cloud)
+    named = {each.host for each in settings.registries}
+    for each in listed:
+        if each.host in named and not each.is_glob and not policy.permits(each.host):
+            refused = "refused by allowedRegistries or deniedRegistries, so at most a mirror"
+            log.warning("registries: %s: %s", each.host, refused)
 
-    def said(setting: str, variable: str) -> str:
-        return setting or environment.get(variable) or environment.get(variable.lower()) or ""
 
-    return Proxies.parse(
-        https=said(settings.https_proxy, "HTTPS_PROXY"),
-        http=said(settings.http_proxy, "HTTP_PROXY"),
-        no_proxy=said(settings.no_proxy, "NO_PROXY"),
-    )
+def _program(program: CredentialProgram) -> str:
+    if not os.access(program.path, os.X_OK) or not Path(program.path).is_file():
+        raise ConfigurationError(
+            f"credentialPrograms: path of {program.host}: {program.path!r} cannot be run here"
+        )
+    return program.path
 
 
 def _expiry(certificate: CertificateKeeper) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from tagpin.identity.programs import PREFIX
 from tagpin.keychain import (
+    MAX_REMARKS,
     Identity,
     InvalidDockerConfig,
     Keychain,
@@ -118,11 +119,17 @@ class OwnCredentials:
             self._reread(self._file)
         return self._keychain
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the file is of no use now."""
+        return bool(self._trouble)
+
     def _reread(self, file: Path) -> None:
         """Take the file as it is now; one that is of no use leaves everything as it was."""
         try:
             stamp = _stamp(file)
             if stamp == self._stamp:
+                self._trouble = ""
                 return
             config = DockerConfig() if stamp is None else DockerConfig.parse(_content(file))
         except (OSError, InvalidDockerConfig) as error:
@@ -150,9 +157,12 @@ class OwnCredentials:
                 config.keychain,
             )
         )
-        for remark in merged.remarks:
+        own = replace(merged, identities=self._identities, hosts=self._registries)
+        for remark in own.remarks:
             log.warning("credentials of tagpin's own: %s", remark)
-        return replace(merged, identities=self._identities, hosts=self._registries)
+        for key in own.idle_keys()[:MAX_REMARKS]:
+            log.warning("credentials of tagpin's own: %r: not used, since not in registries", key)
+        return own
 
 
 def _is_name(name: Any) -> bool:

@@ -281,9 +281,7 @@ class RegistryClient:
         try:
             return await self._identities.obtain(step.identity)
         except Unobtainable as error:
-            provider = step.identity.provider
-            log.warning("no credential of %s for %s: %s", provider, step.registry.name, error)
-            detail = f"there is no credential of {provider} now"
+            detail = f"there is no credential of {step.identity.provider} now"
             # Only a refusal speaks against what was known before.
             reason = Reason.UNREACHABLE if error.is_outage else Reason.UNAUTHORIZED
             raise Failure(reason, detail) from error

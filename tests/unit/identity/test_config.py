@@ -196,6 +196,19 @@ def test_what_is_wrong_with_the_file_is_said_once(
     ]
 
 
+def test_what_serves_no_listed_registry_is_said(
+    mounted: Mounted, said: pytest.LogCaptureFixture
+) -> None:
+    keys = ["r.io", "a.r.io/team", "https://index.docker.io/v1/", "*.b.io", "b.io", "r.io:5000"]
+    own = mounted.own({"auths": {key: entry() for key in keys}})
+    own.keychain("shop")
+    warnings = [each.getMessage() for each in said.records if each.levelname == "WARNING"]
+    assert warnings == [
+        f"credentials of tagpin's own: {key!r}: not used, since not in registries"
+        for key in ("b.io", "r.io:5000")
+    ]
+
+
 def test_a_change_of_the_file_is_noticed_within_seconds(mounted: Mounted) -> None:
     own = mounted.own({"auths": {"r.io": entry("old")}})
     assert tried(own, "r.io/x") == (Credential("old", "pw"),)
@@ -221,6 +234,17 @@ def test_the_file_is_not_read_again_while_it_is_the_same(mounted: Mounted) -> No
     first = own.keychain("shop")
     mounted.clock.advance(RECHECK)
     assert own.keychain("shop") is first
+
+
+def test_a_file_that_was_never_of_use_and_is_gone_is_no_trouble(mounted: Mounted) -> None:
+    own = mounted.own("[]")
+    seen = []
+    for _ in range(2):
+        own.keychain("shop")
+        seen.append(own.is_broken)
+        mounted.file.unlink(missing_ok=True)
+        mounted.clock.advance(RECHECK)
+    assert seen == [True, False]
 
 
 def test_there_need_not_be_a_file(mounted: Mounted, said: pytest.LogCaptureFixture) -> None:
@@ -276,6 +300,7 @@ def test_a_file_that_becomes_bad_leaves_what_was_there_and_is_reported_once(
     mounted.write({"auths": {"r.io": entry("mended")}})
     assert tried(own, "r.io/x") == (Credential("mended", "pw"),)
     assert said.records[-1].getMessage() == f"{mounted.file}: credentials read"
+    assert not own.is_broken
 
     mounted.write("[]")
     own.keychain("shop")
