@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from fakes.proxy import FakeProxy
 from tagpin.app.cli.credentials import credentials
 from tagpin.identity.config import DockerConfig
 from tagpin.keychain import Credential
@@ -24,7 +25,11 @@ DIGEST = "sha256:" + "1" * 64
 def tagpin(
     *arguments: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TAGPIN_")}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TAGPIN_") and not name.lower().endswith("_proxy")
+    }
     return subprocess.run(
         [TAGPIN, *arguments],
         capture_output=True,
@@ -149,8 +154,10 @@ class Docker:
         file = self.folder / "asked"
         return file.read_text().split() if file.exists() else []
 
-    async def resolve(self, *images: str, path: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {
+    async def resolve(
+        self, *images: str, path: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        environment |= {
             "DOCKER_CONFIG": str(self.folder),
             "PATH": path or f"{self.folder / 'bin'}:/usr/bin:/bin",
         }
@@ -273,6 +280,44 @@ async def test_resolve_runs_no_program_from_the_current_folder(docker: Docker) -
 
     assert "docker-credential-x is not on PATH" in done.stderr
     assert docker.asked == []
+
+
+async def test_resolve_goes_through_the_proxy_that_the_environment_names(docker: Docker) -> None:
+    address, _, port = docker.registry.rpartition(":")
+    docker.registry = f"registry.hidden.test:{port}"
+    async with FakeProxy({"registry.hidden.test": address}, login="ann:pw") as proxy:
+        known = {"HTTP_PROXY": proxy.url.replace("//", "//ann:pw@")}
+
+        through = await docker.resolve(**known)
+        past = await docker.resolve(**known, NO_PROXY=".hidden.test")
+
+    assert through.stdout == f"{docker.registry}/app:1@{DIGEST}\n"
+    assert [each.method for each in proxy.requests] == ["HEAD"]
+    assert "(unreachable)" in past.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--http", "*.a.test"], {}, "--http *.a.test: not host[:port], in full"),
+        (["--http", "http://a.test"], {}, "--http http://a.test: not host[:port], in full"),
+        (["--timeout", "0"], {}, "Invalid value for '--timeout'"),
+        (
+            [],
+            {"HTTPS_PROXY": "socks5://u:s3cret@p:1"},
+            "tagpin: HTTPS_PROXY: the proxy 'p:1' is no",
+        ),
+    ],
+)
+def test_resolve_names_the_option_or_variable_that_is_wrong(
+    arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    done = tagpin("resolve", "a.test/app:1", *arguments, environment=environment)
+
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 async def test_programs_know_docker_hub_by_another_name_and_are_asked_for_no_digests(

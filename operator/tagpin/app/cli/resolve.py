@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tagpin.app.cli.credentials import credentials, docker_config
 from tagpin.app.logs import configure
+from tagpin.app.proxies import proxies
 from tagpin.errors import ConfigurationError, Unresolvable
 from tagpin.identity.config import DockerConfig
 from tagpin.pins import Failure, Pin, Source
@@ -43,13 +44,20 @@ _EVERYWHERE = AddressRules(blocked=(), private=())
 @click.option(
     "--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Trust these CAs (PEM) too."
 )
-@click.option("--timeout", default=20.0, show_default=True, help="Seconds for all images.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Seconds for all images.",
+)
 def resolve(
     images: Sequence[str], output: str, plain: Sequence[str], ca_file: Path | None, timeout: float
 ) -> None:
     """Say which digest each IMAGE names now, with the credentials of your docker config.
 
-    The exit code is 1 if an image could not be resolved.
+    Proxies are those of HTTPS_PROXY, HTTP_PROXY and NO_PROXY. The exit code is 1 if an image could
+    not be resolved.
     """
     configure("error", "text")
     config = docker_config(os.environ)
@@ -79,7 +87,12 @@ async def _resolve(
 ) -> list[Pin | Failure]:
     refs = _references(images)
     keychain = await credentials(config, refs, os.environ, timeout=seconds)
-    client = RegistryClient(registries=_listed(refs, plain), rules=_EVERYWHERE, ca=ca)
+    client = RegistryClient(
+        registries=_listed(refs, plain),
+        rules=_EVERYWHERE,
+        proxies=proxies(os.environ),
+        ca=ca,
+    )
     async with client:
         resolver = RegistryResolver(client, load_timeout=seconds)
 
@@ -107,9 +120,12 @@ def _references(images: Sequence[str]) -> list[Reference]:
 
 
 def _listed(refs: Sequence[Reference], plain: Sequence[str]) -> list[RegistrySettings]:
-    listed = {
-        host: RegistrySettings(host=host, http=True, credentials_over_http=True) for host in plain
-    }
+    listed = {}
+    for host in plain:
+        try:
+            listed[host] = RegistrySettings(host=host, http=True, credentials_over_http=True)
+        except ConfigurationError:
+            raise ConfigurationError(f"--http {host}: not host[:port], in full") from None
     for ref in refs:
         with contextlib.suppress(ConfigurationError):  # said when it is resolved, too
             listed.setdefault(ref.domain, RegistrySettings(host=ref.domain))
