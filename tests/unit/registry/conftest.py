@@ -13,7 +13,7 @@ from cluster.authority import Authority
 from fakes.clock import FakeClock
 from fakes.names import FakeNames
 from fakes.registry import FakeRegistry
-from tagpin.errors import Unresolvable
+from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Credential, Keychain
 from tagpin.pinning import Resolution
 from tagpin.reference import Reference
@@ -120,6 +120,16 @@ async def settle(
         )
     except Unresolvable as error:
         return error
+
+
+def reason(outcome: Resolution | Unresolvable) -> Reason:
+    assert isinstance(outcome, Unresolvable), outcome
+    return outcome.reason
+
+
+def digest(outcome: Resolution | Unresolvable) -> str:
+    assert isinstance(outcome, Resolution), outcome
+    return str(outcome.digest)
 
 
 async def until(registry: FakeRegistry, count: int) -> None:

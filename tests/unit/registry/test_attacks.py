@@ -4,10 +4,10 @@ Those that have been tried on other clients, and are on record, are in test_know
 """
 
 import asyncio
-import base64
 from typing import Any
 
 import pytest
+from aiohttp import encode_basic_auth
 
 from fakes.faults import (
     OCI_IMAGE,
@@ -24,20 +24,10 @@ from tagpin.pinning import Resolution
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import Net, settle
+from .conftest import Net, digest, reason, settle
 
 ALICE = ("alice", "pa55word")
-ALICE_BASIC = "Basic " + base64.b64encode(b"alice:pa55word").decode()
-
-
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def digest(outcome: Resolution | Unresolvable) -> str:
-    assert isinstance(outcome, Resolution), outcome
-    return str(outcome.digest)
+ALICE_BASIC = encode_basic_auth(*ALICE)
 
 
 def authorizations(registry: FakeRegistry) -> list[str | None]:

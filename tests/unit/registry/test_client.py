@@ -25,19 +25,9 @@ from tagpin.registry.client import RegistryClient
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import ADDRESSES, Net, settle, until
+from .conftest import ADDRESSES, Net, digest, reason, settle, until
 
 ALICE = ("alice", "pa55word")
-
-
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def digest(outcome: Resolution | Unresolvable) -> str:
-    assert isinstance(outcome, Resolution), outcome
-    return str(outcome.digest)
 
 
 # Bounds

@@ -26,8 +26,8 @@ from tagpin.pinning import Resolution
 from tagpin.reference import Reference
 from tagpin.registry.places import RegistrySettings
 
-from .conftest import Net, settle
-from .test_attacks import ALICE, ALICE_BASIC, authorizations, digest, reason
+from .conftest import Net, digest, reason, settle
+from .test_attacks import ALICE, ALICE_BASIC, authorizations
 
 T = TypeVar("T", bound=Callable[..., Any])
 

@@ -1,11 +1,11 @@
 """Logging in over real sockets, as the registries of this world want it."""
 
 import asyncio
-import base64
 import json
 from typing import Any
 
 import pytest
+from aiohttp import encode_basic_auth
 
 from fakes.faults import (
     answering,
@@ -17,11 +17,10 @@ from fakes.faults import (
 from fakes.registry import FakeRegistry, Seen
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Keychain
-from tagpin.pinning import Resolution
 from tagpin.reference import Reference
 from tagpin.registry.places import RegistrySettings
 
-from .conftest import Net, settle
+from .conftest import Net, digest, reason, settle
 
 ALICE, BOB = ("alice", "pa55word"), ("bob", "pa55word")
 MALLORY = ("mallory", "guess")
@@ -30,22 +29,8 @@ ALICE_BY_TOKEN = ("alice", "", IDENTITY_TOKEN)
 """User name, password, identity token."""
 
 
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def digest(outcome: Resolution | Unresolvable) -> str:
-    assert isinstance(outcome, Resolution), outcome
-    return str(outcome.digest)
-
-
 def logins(registry: FakeRegistry) -> list[Seen]:
     return [seen for seen in registry.requests if not seen.path.startswith("/v2/demo/")]
-
-
-def basic(name: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 async def bearer(net: Net, **settings: Any) -> FakeRegistry:
@@ -64,7 +49,7 @@ async def test_a_token_is_asked_for_by_get_with_the_password(net: Net) -> None:
     head, login, again = registry.requests
     assert (login.method, login.path) == ("GET", "/token")
     assert login.query == {"service": registry.host, "scope": "repository:demo/app:pull"}
-    assert (head.authorization, login.authorization) == (None, basic(*ALICE))
+    assert (head.authorization, login.authorization) == (None, encode_basic_auth(*ALICE))
     assert (again.authorization or "").startswith("Bearer ")
 
 
@@ -158,7 +143,7 @@ async def test_where_nothing_can_be_posted_an_identity_token_is_the_password(
     registry.fault(answering(status), method="POST", path="/token")
     assert digest(await net.ask(net.image("public.test"), ALICE_BY_TOKEN)) == pushed
     assert [login.method for login in logins(registry)] == ["POST", "GET"]
-    assert logins(registry)[1].authorization == basic("alice", IDENTITY_TOKEN)
+    assert logins(registry)[1].authorization == encode_basic_auth("alice", IDENTITY_TOKEN)
 
 
 async def test_where_nothing_can_be_posted_a_password_that_came_along_is_taken(net: Net) -> None:
@@ -297,7 +282,7 @@ async def test_an_answer_without_a_usable_token_is_a_bad_one(net: Net, body: byt
     registry.push_image("demo/app", "v1")
     registry.fault(answering(200, {"Content-Type": "application/json"}, body), path="/token")
     assert reason(await net.ask(net.image("public.test"), ALICE)) is Reason.BAD_ANSWER
-    assert [seen.authorization for seen in registry.requests] == [None, basic(*ALICE)]
+    assert [seen.authorization for seen in registry.requests] == [None, encode_basic_auth(*ALICE)]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +371,7 @@ async def test_a_password_is_shown_only_to_who_asks_for_it(net: Net) -> None:
     registry = await net.registry("public.test", users=dict([ALICE]))
     pushed = registry.push_image("demo/app", "v1")
     assert digest(await net.ask(net.image("public.test"), ALICE)) == pushed
-    assert [seen.authorization for seen in registry.requests] == [None, basic(*ALICE)]
+    assert [seen.authorization for seen in registry.requests] == [None, encode_basic_auth(*ALICE)]
 
 
 @pytest.mark.parametrize("tokens", [False, True])
@@ -424,7 +409,7 @@ async def test_a_secret_is_shown_only_where_it_is_for(net: Net, key: str, *, fit
     else:
         with pytest.raises(Unresolvable):
             await asking
-    assert logins(registry)[0].authorization == (basic(*ALICE) if fits else None)
+    assert logins(registry)[0].authorization == (encode_basic_auth(*ALICE) if fits else None)
 
 
 BASIC, BEARER = 'Basic realm="x"', 'Bearer realm="REALM",service="s"'
@@ -451,7 +436,9 @@ async def test_among_several_challenges_a_token_is_preferred(net: Net, headers: 
     told = [header.replace("REALM", str(registry.realm)) for header in headers]
     registry.fault(with_header("WWW-Authenticate", *told), times=1)
     assert digest(await net.ask(net.image("public.test"), ALICE)) == pushed
-    shown_to = {seen.path for seen in registry.requests if seen.authorization == basic(*ALICE)}
+    shown_to = {
+        seen.path for seen in registry.requests if seen.authorization == encode_basic_auth(*ALICE)
+    }
     assert shown_to == {"/token"}
 
 
@@ -499,7 +486,7 @@ async def test_two_users_have_two_tokens_and_nobody_has_a_third(net: Net) -> Non
         for who in ([ALICE], [BOB], []):
             digest(await settle(resolver, net.image("public.test"), *who, max_age=-1))
     asked = [login.authorization for login in logins(registry)]
-    assert asked == [basic(*ALICE), basic(*BOB), None]
+    assert asked == [encode_basic_auth(*ALICE), encode_basic_auth(*BOB), None]
     used = {seen.authorization for seen in registry.requests} - set(asked)
     assert len(used) == 3
 
@@ -668,8 +655,8 @@ async def test_gitlab_has_its_tokens_from_another_host(net: Net) -> None:
     registry.accept_tokens_of(web)
     pushed = registry.push_image("demo/app", "v1")
     assert digest(await net.ask(net.image("public.test"), ALICE)) == pushed
-    assert [seen.authorization for seen in web.requests] == [basic(*ALICE)]
-    assert basic(*ALICE) not in {seen.authorization for seen in registry.requests}
+    assert [seen.authorization for seen in web.requests] == [encode_basic_auth(*ALICE)]
+    assert encode_basic_auth(*ALICE) not in {seen.authorization for seen in registry.requests}
 
 
 @pytest.mark.parametrize("allowed", [False, True])

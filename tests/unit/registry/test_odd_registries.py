@@ -32,27 +32,16 @@ from fakes.faults import (
 )
 from fakes.raw import RawRegistry, Script, breaking, dripping, saying
 from fakes.registry import DOCKER, OCI, OCI_INDEX, SCHEMA_1, FakeRegistry, Types
-from tagpin.errors import Reason, Unresolvable
-from tagpin.pinning import Resolution
+from tagpin.errors import Reason
 from tagpin.registry.places import RegistrySettings
 
-from .conftest import ADDRESSES, Net
+from .conftest import ADDRESSES, Net, digest, reason
 
 ALICE = ("alice", "pa55word")
 IMAGE = {"schemaVersion": 2, "mediaType": OCI_IMAGE, "config": {}, "layers": []}
 INDEX = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
 PLATFORMS = {"linux/amd64": b"a", "linux/arm64": b"b"}
 MIB = 1024 * 1024
-
-
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def digest(outcome: Resolution | Unresolvable) -> str:
-    assert isinstance(outcome, Resolution), outcome
-    return str(outcome.digest)
 
 
 def sha256(content: bytes) -> str:

@@ -17,7 +17,7 @@ from fakes.faults import Fault, Handler, answering, hanging, redirecting, with_h
 from fakes.proxy import FakeProxy
 from fakes.raw import RawRegistry, saying
 from fakes.registry import FakeRegistry
-from tagpin.errors import Reason, Unresolvable
+from tagpin.errors import Reason
 from tagpin.pinning import Resolution
 from tagpin.reference import Reference
 from tagpin.registry.conversation import resolve_tag
@@ -26,22 +26,12 @@ from tagpin.registry.places import Places, RegistryPolicy, RegistrySettings
 from tagpin.registry.proxies import Proxies
 from tagpin.registry.transport import Transport, Unconnected, Visit
 
-from .conftest import ADDRESSES, RULES, Net, settle
+from .conftest import ADDRESSES, RULES, Net, digest, reason, settle
 
 INNER = "10.1.2.3"
 """A private address that a proxy reaches: what is on loopback never goes through one."""
 
 ALICE = ("alice", "pa55word")
-
-
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def digest(outcome: Resolution | Unresolvable) -> str:
-    assert isinstance(outcome, Resolution), outcome
-    return str(outcome.digest)
 
 
 async def proxy_of(net: Net, **settings: Any) -> FakeProxy:
