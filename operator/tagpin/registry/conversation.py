@@ -24,7 +24,9 @@ from tagpin.registry.flow import (
     Request,
     Response,
     check_place,
+    origin_of,
     refusal,
+    url_in,
 )
 from tagpin.registry.login import basic, realm_of
 from tagpin.registry.manifest import (
@@ -156,15 +158,14 @@ class _Attempt:
         locations = response.values("location")
         if len(locations) != 1:
             raise Failure(Reason.BAD_ANSWER, "a redirect without one location")
-        try:
-            target = request.url.join(URL(locations[0])).with_fragment(None)
-        except ValueError:
-            raise Failure(Reason.BAD_ANSWER, "a redirect to no URL") from None
+        target = request.url.join(url_in(locations[0], "a redirect")).with_fragment(None)
         check_place(target, request.url.scheme, "a redirect")
         headers = request.headers
-        if target.origin() != request.url.origin():  # gone, and not attached again on the way back
+        if origin_of(target) != origin_of(
+            request.url
+        ):  # gone, and not attached again on the way back
             headers = {name: headers[name] for name in headers if name not in _SECRET}
-        derived = target.origin() != self._registry.origin
+        derived = origin_of(target) != self._registry.origin
         return replace(request, url=target, headers=headers, derived=derived)
 
     def _challenge_of(self, response: Response) -> Challenge | None:
@@ -241,8 +242,8 @@ class _Attempt:
             return
         if place.scheme != "https":
             raise Failure(Reason.UNAUTHORIZED, "credentials are not sent over plain http")
-        origin, host = self._registry.origin, place.raw_host
-        is_own = host == origin.raw_host or self._registry.allows_tokens_of(host)
+        origin = self._registry.origin
+        is_own = place.raw_host == origin.raw_host or self._registry.allows_tokens_of(place)
         if origin.scheme != "https" and not is_own:
             # TLS with a server that anybody may have named keeps nothing from them.
             raise Failure(Reason.UNAUTHORIZED, "credentials are not sent where plain http leads")

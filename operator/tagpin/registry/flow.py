@@ -6,6 +6,7 @@ yields an Obtain and is sent a Credential. It returns its result or raises Failu
 the driver cannot do it throws in as a Failure too. The flows are in `conversation` and `login`.
 """
 
+import re
 import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from tagpin.errors import Reason
 from tagpin.keychain import Credential, Identity, glob_matches
 
 T = TypeVar("T")
+
+HTTPS_PORT = 443
 
 _REASONS = {
     401: Reason.UNAUTHORIZED,
@@ -36,6 +39,8 @@ _CODES = {
     "DENIED": Reason.UNAUTHORIZED,
 }
 """What the codes in an error's body say better than its status (distribution-spec: Error Codes)."""
+MAX_AUTHORITY = 512
+"""Characters of user, host and port in a URL: more than any has that leads somewhere."""
 _GZIP = frozenset({"gzip", "x-gzip"})
 _GZIP_WINDOW = 31
 """wbits of zlib: a gzip header, and the largest window."""
@@ -61,8 +66,9 @@ class Registry:
     `listed` says that the operator configured it. Only then can `origin` be plain http, and
     `credentials_over_http` true. A mirror may have its repositories behind a `prefix`, and want to
     hear in `ns` whom it stands for (containerd: docs/hosts.md). Its tokens may come from another
-    host that is among `token_hosts`, hosts or globs; `strict` refuses any other one, and answers
-    that contradict themselves. Without `get_after_404` it is absent what a HEAD says is absent.
+    host that is among `token_hosts`, hosts or globs; one without a port is for the port of https
+    and for the registry's own. `strict` refuses any other host, and answers that contradict
+    themselves. Without `get_after_404` it is absent what a HEAD says is absent.
     """
 
     name: str
@@ -75,13 +81,17 @@ class Registry:
     strict: bool = False
     get_after_404: bool = True
 
-    def allows_tokens_of(self, host: str | None) -> bool:
-        """Whether the operator said that the tokens may come from `host`."""
-        labels = (host or "").rstrip(".").split(".")
-        globs = (each.lower().rstrip(".").split(".") for each in self.token_hosts)
-        return any(
-            len(each) == len(labels) and all(map(glob_matches, each, labels)) for each in globs
-        )
+    def allows_tokens_of(self, place: URL) -> bool:
+        """Whether the operator said that the tokens may come from where a URL leads to."""
+        labels = (place.raw_host or "").rstrip(".").split(".")
+        for token_host in self.token_hosts:
+            host, *port = re.split(r":(?=[0-9]+\Z)", token_host.lower())
+            globs = host.rstrip(".").split(".")
+            ports = (int(port[0]),) if port else (HTTPS_PORT, self.origin.port)
+            is_the_host = len(globs) == len(labels) and all(map(glob_matches, globs, labels))
+            if is_the_host and place.port in ports:
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +165,8 @@ class Login:
     @property
     def derived(self) -> bool:
         """Whether the registry's answer alone named the token server, not the operator."""
-        elsewhere = self.realm.origin() != self.registry.origin
-        return elsewhere and not self.registry.allows_tokens_of(self.realm.raw_host)
+        elsewhere = origin_of(self.realm) != self.registry.origin
+        return elsewhere and not self.registry.allows_tokens_of(self.realm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,26 @@ def refusal(response: Response, who: str) -> Failure:
     if status >= HTTPStatus.BAD_REQUEST and not reason.is_outage:
         reason = _reason_in(response.body) or reason
     return Failure(reason, f"{who} answered {status}")
+
+
+def origin_of(url: URL) -> URL:
+    """The origin of a URL, which is one however its default port is spelled."""
+    origin = url.origin()
+    return origin.with_port(None) if origin.is_default_port() else origin
+
+
+def url_in(text: str, what: str) -> URL:
+    """The URL that a registry names; raise Failure.
+
+    A host is not even decoded where it is far too long for one: for that it takes too long.
+    """
+    authority = re.match(r"[^/?#]*/\s*/([^/?#]*)", text)
+    if authority is not None and len(authority[1]) > MAX_AUTHORITY:
+        raise Failure(Reason.BAD_ANSWER, f"{what} has no valid host")
+    try:
+        return URL(text)
+    except ValueError:
+        raise Failure(Reason.BAD_ANSWER, f"{what} is no URL") from None
 
 
 def check_place(url: URL, scheme: str, what: str) -> None:

@@ -30,6 +30,7 @@ from tagpin.registry.flow import (
     check_place,
     json_object,
     refusal,
+    url_in,
 )
 
 MAX_TOKEN_ANSWER = 64 * 1024
@@ -83,16 +84,13 @@ def fetch_token(login: Login) -> Flow[Token]:
 def realm_of(challenge: Challenge, registry: Registry) -> URL:
     """The token server that a registry names, if it may name this one; raise Failure."""
     text = challenge.parameters.get("realm", "")
-    try:
-        realm = URL(text)
-    except ValueError:
-        raise Failure(Reason.BAD_ANSWER, "the realm is no URL") from None
+    realm = url_in(text, "the realm")
     if realm.raw_fragment:
         raise Failure(Reason.BAD_ANSWER, "the realm has a fragment")
     if ".." in re.split(r"[/\\]", unquote(text.partition("?")[0])):  # URL() has resolved them
         raise Failure(Reason.BAD_ANSWER, "the realm has a way back in its path")
     check_place(realm, registry.origin.scheme, "the realm")
-    if not registry.allows_tokens_of(realm.raw_host):
+    if not registry.allows_tokens_of(realm):
         _check_pair(_host(registry.origin), _host(realm), strict=registry.strict)
     return realm
 

@@ -11,14 +11,13 @@ from yarl import URL
 from tagpin.errors import ConfigurationError, InvalidReference
 from tagpin.keychain import glob_matches
 from tagpin.reference import DOCKER_HUB, Reference
-from tagpin.registry.flow import Registry
+from tagpin.registry.flow import HTTPS_PORT, Registry, origin_of
 from tagpin.registry.proxies import Proxy
 
 MAX_HOST = 253
 """Characters of a host name (RFC 1035 §2.3.4: 255 octets on the wire)."""
 
 MAX_PORT = 65535
-HTTPS_PORT = 443
 
 DOCKER_HUB_HOST = "registry-1.docker.io"
 
@@ -136,12 +135,13 @@ class Places:
         return chain(self._listed.values(), (each for _, _, each in self._globs))
 
     def _find(self, domain: str) -> tuple[URL, RegistrySettings | None]:
-        for scheme in ("https", "http"):
-            origin = _origin(scheme, _hub(domain))
-            settings = self.settings(origin)
-            if settings is not None and settings.http == (scheme == "http"):
-                return origin, settings
-        return _origin("https", _hub(domain)), None
+        https, http = (_origin(scheme, _hub(domain)) for scheme in ("https", "http"))
+        settings = self.settings(https)
+        if settings is None or settings.http or settings.is_glob:
+            plain = self._listed.get(place(http))
+            if plain is not None and plain.http:
+                return http, plain
+        return https, None if settings is None or settings.http else settings
 
     def _list_mirror(self, host: str, mirror: URL) -> None:
         settings = self.settings(mirror)
@@ -303,9 +303,11 @@ def _name(url: URL) -> str:
 
 def _origin(scheme: str, host: str) -> URL:
     """The origin at `host[:port]`; ValueError where that is none."""
+    if len(host) > MAX_HOST + len(f":{MAX_PORT}"):  # before it is decoded, which takes its time
+        raise ValueError(f"a host of more than {MAX_HOST} characters")
     url = URL(f"{scheme}://{host}")
     if not url.host or not url.port or url.raw_path_qs not in ("", "/") or "@" in host:
         raise ValueError(f"no host: {host!r}")
     if len(url.host) > MAX_HOST:
         raise ValueError(f"a host of more than {MAX_HOST} characters")
-    return url.origin()
+    return origin_of(url)

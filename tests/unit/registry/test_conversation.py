@@ -541,9 +541,13 @@ def test_a_redirect_may_be_relative_and_its_fragment_goes_nowhere() -> None:
     assert url(steps[1]) == "https://r.example/v2/acme/app/blobs/x?y=z"
 
 
-def test_credentials_stay_on_the_way_within_the_registry() -> None:
-    steps, _ = play(resolving(ALICE), denied(), "t0ken", moved("/elsewhere"), found())
-    assert authorization(steps[3]) == "Bearer t0ken"
+@pytest.mark.parametrize("target", ["/elsewhere", "https://r.example:443/x", "https://R.example/x"])
+def test_credentials_stay_on_the_way_within_the_registry(target: str) -> None:
+    steps, _ = play(resolving(ALICE), denied(), "t0ken", moved(target), found())
+    last = steps[-1]
+    assert isinstance(last, Request)
+    assert authorization(last) == "Bearer t0ken"
+    assert not last.derived
 
 
 @pytest.mark.parametrize(
@@ -600,6 +604,8 @@ def test_a_401_from_a_redirects_target_is_never_answered(challenge: str | None) 
         "https://evil.example:99999/x",
         "https://[::1/x",
         "https://xn--a.example/x",
+        "https://" + "ü." * 300 + "example/x",
+        "//" + "a" * 600,
         [],
         ["https://a.example/", "https://b.example/"],
     ],

@@ -202,8 +202,29 @@ def test_nothing_of_a_body_is_in_a_message() -> None:
 )
 def test_token_hosts_are_matched_label_by_label(pattern: str, host: str, *, matches: bool) -> None:
     registry = Registry("r.example", URL("https://r.example"), token_hosts=("x.example", pattern))
-    assert registry.allows_tokens_of(host) is matches
-    assert not Registry("r.example", registry.origin).allows_tokens_of(host)
+    realm = URL.build(scheme="https", host=host, path="/token")
+    assert registry.allows_tokens_of(realm) is matches
+    assert not Registry("r.example", registry.origin).allows_tokens_of(realm)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "realm", "matches"),
+    [
+        ("auth.example", "https://auth.example:443/token", True),
+        ("auth.example", "https://auth.example:5000/token", True),
+        ("auth.example", "http://auth.example/token", False),
+        ("*.example", "https://auth.example:22/token", False),
+        ("auth.example:22", "https://auth.example:22/token", True),
+        ("auth.example:22", "https://auth.example/token", False),
+        ("[fd00::1]", "https://auth.example/token", False),
+        ("[fd00::1]:22", "https://auth.example:22/token", False),
+    ],
+)
+def test_a_token_host_is_for_the_ports_of_https_and_the_registry_unless_it_names_one(
+    pattern: str, realm: str, *, matches: bool
+) -> None:
+    registry = Registry("r.example:5000", URL("https://r.example:5000"), token_hosts=(pattern,))
+    assert registry.allows_tokens_of(URL(realm)) is matches
 
 
 @pytest.mark.parametrize(
@@ -212,7 +233,9 @@ def test_token_hosts_are_matched_label_by_label(pattern: str, host: str, *, matc
         ("https://r.example/token", False),
         ("https://r.example:444/token", True),
         ("https://auth.example/token", True),
-        ("https://named.example:444/token", False),
+        ("https://r.example:443/token", False),
+        ("https://named.example/token", False),
+        ("https://named.example:444/token", True),
     ],
 )
 def test_a_token_server_that_the_operator_named_is_no_derived_place(

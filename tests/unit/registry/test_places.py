@@ -114,6 +114,24 @@ def test_a_place_is_known_by_any_spelling_of_its_url(listing: str, url: str) -> 
     assert listed(listing).settings(URL(url)) is not None
 
 
+@pytest.mark.parametrize("domain", ["r.example:443", "r.example:0443", "R.EXAMPLE"])
+def test_a_registry_is_one_however_its_place_is_spelled(domain: str) -> None:
+    assert listed().registry(domain).origin == listed().registry("r.example").origin
+
+
+def test_plain_http_of_a_host_in_full_counts_before_a_glob() -> None:
+    places = Places(
+        [RegistrySettings("r.corp.example", http=True), RegistrySettings("*.corp.example")]
+    )
+    assert str(places.registry("r.corp.example").origin) == "http://r.corp.example"
+    assert str(places.registry("s.corp.example").origin) == "https://s.corp.example"
+
+
+def test_https_of_a_host_in_full_counts_before_its_plain_http() -> None:
+    places = Places([RegistrySettings("r.example:80", http=True), RegistrySettings("r.example")])
+    assert str(places.registry("r.example").origin) == "https://r.example"
+
+
 def test_an_address_in_brackets_is_no_glob() -> None:
     assert not RegistrySettings("[::1]:5000").is_glob
     assert not RegistrySettings("[fd00::a]").is_glob

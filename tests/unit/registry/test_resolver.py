@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -534,6 +535,13 @@ async def test_no_host_has_more_than_253_characters(net: Net, host: str) -> None
     outcome = await net.ask(f"{host}/{'a' * 255}:{'b' * 128}")
     assert reason(outcome) is Reason.INVALID_REFERENCE
     assert len(str(outcome)) < 700
+
+
+async def test_the_name_of_a_host_is_not_decoded_where_it_is_too_long(net: Net) -> None:
+    host = "xn--" + "a" * 50_000 + "-" + "z9" * 50_000 + ".com"
+    began = time.process_time()
+    assert reason(await net.ask(f"{host}/demo/app:v1")) is Reason.INVALID_REFERENCE
+    assert time.process_time() - began < 0.4
 
 
 async def test_a_message_is_short_though_the_image_is_as_long_as_can_be(net: Net) -> None:
