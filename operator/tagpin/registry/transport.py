@@ -4,8 +4,8 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
@@ -19,7 +19,7 @@ from yarl import URL
 from tagpin import __version__
 from tagpin.errors import ConfigurationError, Reason
 from tagpin.registry import guard
-from tagpin.registry.flow import Failure, Registry, Request, Response
+from tagpin.registry.flow import HTTPS_PORT, Failure, Registry, Request, Response
 from tagpin.registry.places import Places, RegistrySettings
 from tagpin.registry.proxies import DIRECTLY, Proxies, Proxy
 
@@ -224,8 +224,9 @@ class Transport:
             tls=self._own_tls.get(settings.host, self._tls) if settings else self._tls,
             timeout=aiohttp.ClientTimeout(
                 total=None,
-                # To the proxy, its answer, TLS through it; directly it is but one connection.
-                connect=2 * connect + self._read_timeout if proxy else None,
+                # For all addresses of a host together, of which `sock_connect` is for each.
+                # By a proxy it is for the way there, its answer, and TLS through it.
+                connect=2 * connect + self._read_timeout if proxy else connect,
                 sock_connect=connect,
                 sock_read=self._read_timeout,
             ),
@@ -271,7 +272,7 @@ class Transport:
         url, host = request.url, request.url.raw_host or ""
         if guard.is_blocked_name(host):
             raise Failure(Reason.BLOCKED, f"{host} is no name of a registry")
-        if request.derived and url.port not in (443, visit.registry.origin.port):
+        if request.derived and url.port not in (HTTPS_PORT, visit.registry.origin.port):
             raise Failure(Reason.BLOCKED, f"port {url.port} of {host} was not expected")
         if proxied:
             self._check_literal(host, public=request.derived and visit.reached_public)
@@ -299,8 +300,9 @@ class Transport:
             # A tunnel is asked for in a request of its own; plain http has but this one.
             to_proxy = proxy_headers if request.url.scheme == "https" else headers
             to_proxy["Proxy-Authorization"] = way.proxy.authorization
-        with way.pool.lend() as session:
-            async with session.request(
+        async with (
+            way.pool.lend() as session,
+            session.request(
                 request.method,
                 request.url,
                 headers=headers,
@@ -312,8 +314,9 @@ class Transport:
                 proxy_headers=proxy_headers or None,
                 timeout=way.timeout,
                 allow_redirects=False,
-            ) as response:
-                return await self._receive(response, request, self._large[way.told])
+            ) as response,
+        ):
+            return await self._receive(response, request, self._large[way.told])
 
     async def _receive(
         self, response: aiohttp.ClientResponse, request: Request, large: asyncio.Semaphore
@@ -348,7 +351,7 @@ class Transport:
                 socket_factory=counted if keeps else make,
                 force_close=not keeps,
                 keepalive_timeout=KEEPALIVE if keeps else None,
-                limit=self._total,
+                limit=0,  # the pool's part: to wait for a connection is not to connect
                 ttl_dns_cache=NAME_AGE,
             )
             return await self._stack.enter_async_context(
@@ -369,6 +372,7 @@ class Transport:
             closing=await session(keeps=False),
             sockets=sockets,
             idle=self._total if idle is None else idle,
+            free=asyncio.Semaphore(self._total),
         )
 
 
@@ -382,7 +386,7 @@ class Unconnected(TransientFailure):
 
 @dataclass(slots=True)
 class _Pool:
-    """Connections of one class of trust; aiohttp itself bounds only those in use.
+    """Connections of one class of trust, of which as many are used at once as are `free`.
 
     While `idle` of the `sockets` of one session wait for a next request, the other one, which
     keeps no connection, carries what comes.
@@ -392,19 +396,21 @@ class _Pool:
     closing: aiohttp.ClientSession
     sockets: WeakSet[socket.socket]
     idle: int
+    free: asyncio.Semaphore
     _busy: int = 0
 
-    @contextmanager
-    def lend(self) -> Iterator[aiohttp.ClientSession]:
-        """The session for one request."""
-        if len(self.sockets) - self._busy >= self.idle:
-            yield self.closing
-            return
-        self._busy += 1
-        try:
-            yield self.keeping
-        finally:
-            self._busy -= 1
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """The session for one request, as soon as there may be one more."""
+        async with self.free:
+            if len(self.sockets) - self._busy >= self.idle:
+                yield self.closing
+                return
+            self._busy += 1
+            try:
+                yield self.keeping
+            finally:
+                self._busy -= 1
 
 
 @dataclass(frozen=True, slots=True)

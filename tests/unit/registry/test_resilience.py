@@ -16,8 +16,12 @@ from fakes.faults import Fault, Handler, answering, hanging, redirecting, resett
 from fakes.registry import FakeRegistry
 from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
+from tagpin.reference import Reference
+from tagpin.registry.conversation import resolve_tag
+from tagpin.registry.flow import Failure
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
+from tagpin.registry.transport import Unconnected
 
 from .conftest import ADDRESSES, Net, settle, until
 
@@ -134,6 +138,44 @@ async def test_pods_of_a_black_hole_fail_at_once_when_it_is_known_to_be_one(net:
     assert [reason(each) for each in outcomes].count(Reason.UNREACHABLE) >= 44
     assert reason(late) is Reason.UNREACHABLE
     assert len(net.exchanges) == tried <= 6  # of 150; the sixth was under way with the fifth
+
+
+async def test_a_black_hole_is_known_to_be_one_however_many_addresses_it_has(net: Net) -> None:
+    registry = await net.registry("public.test")
+    addresses = [f"127.1.1.{number}" for number in range(8)]
+    net.names.add("other.test", addresses)
+    client = await net.client(connect_timeout=0.1)
+    asked = client.registry(f"other.test:{registry.port}")
+    async with AsyncExitStack() as stack:
+        for address in addresses:
+            await stack.enter_async_context(dropping_packets(address, net.port))
+        for _ in range(2):
+            flow = resolve_tag(asked, Reference.parse(net.image("other.test")), ())
+            with pytest.raises(Failure) as caught:
+                await client.run(flow, asked, within=0.6)
+            assert caught.value.reason is Reason.TIMEOUT
+    assert isinstance(caught.value, Unconnected)
+    assert client.open_circuits() == (f"other.test:{net.port}",)
+
+
+async def test_to_wait_for_a_connection_of_ours_says_nothing_of_a_registry(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(hanging(), path="/slow/")
+    await net.registry("other.test")
+    client = await net.client(connect_timeout=0.05, total=1)
+
+    async def ask(name: str, repository: str, within: float) -> Failure:
+        asked, ref = client.registry(f"{name}:{net.port}"), net.image(name, repository)
+        with pytest.raises(Failure) as caught:
+            await client.run(resolve_tag(asked, Reference.parse(ref), ()), asked, within=within)
+        return caught.value
+
+    slow = asyncio.create_task(ask("public.test", "slow/app", 1.0))
+    await until(registry, 1)
+    failure = await ask("other.test", "demo/app", 0.3)
+    assert not isinstance(failure, Unconnected)
+    assert [each.registry for each in net.exchanges] == [f"other.test:{net.port}"]
+    await slow
 
 
 # Circuits: a place that nobody can connect to
