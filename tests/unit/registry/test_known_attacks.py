@@ -281,7 +281,7 @@ async def test_nothing_that_lies_about_in_the_environment_is_sent(
 # Requests carried to where they may not go
 
 
-@about("ggcr#2243", "CVE-2026-48978", "CVE-2026-33990")
+@about("ggcr#2243", "CVE-2026-48978", "CVE-2026-33990", "CVE-2026-4789")
 @pytest.mark.parametrize(
     "url",
     [
@@ -315,7 +315,7 @@ async def test_a_realm_is_not_asked_in_plain_http_by_a_registry_with_tls(
     assert plain.requests == []
 
 
-@about("ggcr#2284")
+@about("ggcr#2284", "ggcr#2285")
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "[::ffff:0:0]", "0"])  # noqa: S104 - refused
 @pytest.mark.parametrize("place", ["registry", "realm", "redirect"])
 async def test_the_unspecified_address_does_not_lead_to_loopback(
