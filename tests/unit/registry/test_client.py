@@ -157,23 +157,31 @@ async def test_large_manifests_wait_for_one_another_and_small_ones_for_nobody(ne
     media_type = registry.media_type(small)
     assert media_type is not None
     large = registry.push_manifest("demo/app", "large", padded, media_type)
+    proceed, stalled, sent = asyncio.Event(), asyncio.Event(), 0
 
     async def stall(request: web.Request, _handle: Handler) -> web.StreamResponse:
+        nonlocal sent
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b" " * 100_000)
-        return await hanging()(request, _handle)
+        sent += 1
+        if sent == 4:
+            stalled.set()
+        await proceed.wait()
+        return response
 
     registry.fault(stall, method="GET", path="/manifests/stalled")
-    resolver = await net.resolver(load_timeout=2.0)
+    resolver = await net.resolver()
     asking = [
         asyncio.create_task(settle(resolver, net.image("public.test", tag=f"stalled-{number}")))
         for number in range(4)
     ]
-    await asyncio.sleep(0.5)
-    outcome = await settle(resolver, net.image("public.test", tag="large"), within=0.5)
+    await asyncio.wait_for(stalled.wait(), 10)
+    await asyncio.sleep(0.1)  # for them to be read as far as they came
+    outcome = await settle(resolver, net.image("public.test", tag="large"), within=0.2)
     assert isinstance(outcome, Unresolvable)
     assert digest(await settle(resolver, net.image("public.test", tag="small"))) == small
+    proceed.set()
     await asyncio.gather(*asking)
     assert digest(await settle(resolver, net.image("public.test", tag="large"))) == large
 
@@ -188,6 +196,17 @@ async def test_503_then_200_is_an_answer(net: Net) -> None:
     assert digest(await net.ask(net.image("public.test"))) == pushed
     assert len(net.pauses) == 1
     assert 0.1 <= net.pauses[0] <= 0.4
+
+
+async def test_replicas_do_not_ask_again_in_step(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.push_image("demo/app", "v1")
+    resolver = await net.resolver()
+    for _ in range(5):
+        registry.fault(answering(503), times=1)
+        digest(await settle(resolver, net.image("public.test"), max_age=-1))
+    assert len(set(net.pauses)) == 5
+    assert all(0.1 <= pause <= 0.4 for pause in net.pauses)
 
 
 @pytest.mark.parametrize("status", [408, 429, 499, 500, 502, 503, 504, 522])
