@@ -41,6 +41,7 @@ _CODES = {
 """What the codes in an error's body say better than its status (distribution-spec: Error Codes)."""
 MAX_AUTHORITY = 512
 """Characters of user, host and port in a URL: more than any has that leads somewhere."""
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _GZIP = frozenset({"gzip", "x-gzip"})
 _GZIP_WINDOW = 31
 """wbits of zlib: a gzip header, and the largest window."""
@@ -225,6 +226,8 @@ def check_place(url: URL, scheme: str, what: str) -> None:
         host = url.host  # decodes what begins with xn--
     except ValueError:
         raise Failure(Reason.BAD_ANSWER, f"{what} has no valid host") from None
+    if host and not _HOST.fullmatch(url.raw_host or ""):  # a proxy could decode `%2e`
+        raise Failure(Reason.BAD_ANSWER, f"{what} has no valid host")
     if url.scheme not in ("https", scheme) or not host:
         raise Failure(Reason.BAD_ANSWER, f"{what} does not lead to {scheme}")
     if "@" in url.raw_authority:

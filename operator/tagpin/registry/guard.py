@@ -122,15 +122,16 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 def is_blocked_name(host: str) -> bool:
     """Whether `host` names something that no registry is called.
 
-    So does a number that is not written as addresses are (`127.1`, `0x7f000001`): who takes it
-    for one knows what it leads to, and we don't. (url.spec.whatwg.org: ends-in-a-number checker)
+    So does a number that is not written as addresses are (`127.1`, `0x7f000001`, `127.0.0.1.`):
+    who takes it for one knows what it leads to, and we don't.
+    (url.spec.whatwg.org: ends-in-a-number checker)
     """
     name = host.lower().rstrip(".")
     return (
         name in ("localhost", "metadata", "metadata.google.internal", "kubernetes.default")
         or name.endswith(".localhost")
         or name.startswith("kubernetes.default.")
-        or (address_of(name) is None and bool(_NUMBER.fullmatch(name.rpartition(".")[2])))
+        or (address_of(host) is None and bool(_NUMBER.fullmatch(name.rpartition(".")[2])))
     )
 
 

@@ -186,6 +186,7 @@ def test_an_ipv4_address_within_an_ipv6_address_is_found(address: str, inside: s
         "999.1.1.1",
         "registry.5",
         "127.1.",
+        "127.0.0.1.",
         "0x",
     ],
 )

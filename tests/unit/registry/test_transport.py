@@ -298,6 +298,7 @@ async def test_a_proxy_is_not_asked_for_what_is_blocked(net: Net, host: str) -> 
         "2130706433",
         "0x7f000001",
         "127.1",
+        "169.254.169.254.",
         "metadata",
         "kubernetes.default.svc",
     ],
