@@ -1,4 +1,4 @@
-"""An HTTP proxy in this process, which knows its own names, as proxies do.
+"""An HTTP proxy in this process, which knows its own names and no others; see tests/contract.
 
 async with FakeProxy({"r.example": "127.1.0.1"}) as proxy:
     …                                  # send requests through proxy.url
@@ -10,6 +10,7 @@ import asyncio
 import base64
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Self
 
 from yarl import URL
@@ -118,10 +119,10 @@ class FakeProxy:
         port: int,
         onward: bytes | None,
     ) -> None:
-        address = self._names.get(host, host.strip("[]"))
         try:
+            address = self._names.get(host) or str(ip_address(host.strip("[]")))
             there, back = await asyncio.open_connection(address, port)
-        except OSError:
+        except (OSError, ValueError):
             writer.write(_answer(502, "Bad Gateway"))
             return
         try:
@@ -150,4 +151,4 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 def _answer(status: int, phrase: str) -> bytes:
-    return f"HTTP/1.1 {status} {phrase}\r\nContent-Length: 0\r\n\r\n".encode()
+    return f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
