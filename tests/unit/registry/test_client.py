@@ -610,7 +610,7 @@ async def test_a_failed_login_is_tried_again_a_little_later(
 
 
 async def _slow(request: web.Request, handle: Handler) -> web.StreamResponse:
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.02)
     return await handle(request)
 
 

@@ -23,17 +23,7 @@ from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 from tagpin.registry.transport import Unconnected
 
-from .conftest import ADDRESSES, Net, settle, until
-
-
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def digest(outcome: Resolution | Unresolvable) -> str:
-    assert isinstance(outcome, Resolution), outcome
-    return str(outcome.digest)
+from .conftest import ADDRESSES, Net, digest, reason, settle, until
 
 
 class Stuck:

@@ -1,13 +1,12 @@
 """The resolver remembers what registries said, for those who may know it."""
 
 import asyncio
-import base64
 import logging
 import time
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import encode_basic_auth, web
 
 from fakes.faults import Fault, Handler, answering, hanging
 from fakes.registry import FakeRegistry
@@ -19,7 +18,7 @@ from tagpin.reference import Digest, Reference
 from tagpin.registry.places import RegistryPolicy, RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
-from .conftest import ADDRESSES, Net, settle
+from .conftest import ADDRESSES, Net, reason, settle
 
 ALICE, BOB = ("alice", "a"), ("bob", "b")
 USERS = dict([ALICE, BOB])
@@ -28,15 +27,6 @@ USERS = dict([ALICE, BOB])
 def resolution(outcome: Resolution | Unresolvable) -> Resolution:
     assert isinstance(outcome, Resolution), outcome
     return outcome
-
-
-def reason(outcome: Resolution | Unresolvable) -> Reason:
-    assert isinstance(outcome, Unresolvable), outcome
-    return outcome.reason
-
-
-def basic(username: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 def heads(registry: FakeRegistry) -> int:
@@ -382,7 +372,7 @@ async def test_a_mirror_is_told_tagpins_own_credentials_for_its_host_and_path(ne
     resolver = await mirrored(net, f"other.test:{net.port}/cache", mirror_candidates=own.candidates)
     outcome = await settle(resolver, net.image("public.test"))
     assert str(resolution(outcome).digest) == pushed
-    assert [seen.authorization for seen in mirror.requests] == [None, basic(*ALICE)]
+    assert [seen.authorization for seen in mirror.requests] == [None, encode_basic_auth(*ALICE)]
     assert registry.requests == []
 
 
