@@ -115,10 +115,13 @@ async def assemble(
 ) -> AsyncIterator[Operator]:
     """Build a serving process; raises ConfigurationError before anything has begun."""
     kubeconfig = environment.get("KUBECONFIG")
-    metrics = Metrics(registry.host for registry in settings.registries)
+    listed = _listed(settings)
+    metrics = Metrics(registry.host for registry in listed)
     rules = Rules.from_settings(settings.exempt, (PROTECTED, settings.namespace))
     async with AsyncExitStack() as stack:
-        resolver, own = await stack.enter_async_context(_registries(settings, environment, metrics))
+        resolver, own = await stack.enter_async_context(
+            _registries(settings, listed, environment, metrics)
+        )
         api = await connect(Path(kubeconfig) if kubeconfig else None)
         stack.push_async_callback(disconnect, api)
         pull_secrets = ClusterPullSecrets(api, own=own)
@@ -188,10 +191,12 @@ async def assemble(
 
 @asynccontextmanager
 async def _registries(
-    settings: Settings, environment: Mapping[str, str], metrics: Metrics
+    settings: Settings,
+    listed: Sequence[RegistrySettings],
+    environment: Mapping[str, str],
+    metrics: Metrics,
 ) -> AsyncIterator[tuple[RegistryResolver, OwnCredentials]]:
     """Everything that has to do with registries: who asks them, and who we are to them."""
-    registries = tuple(map(_registry, settings.registries))
     policy = RegistryPolicy(settings.allowed_registries, settings.denied_registries)
     proxies = proxies_of(
         environment,
@@ -208,7 +213,6 @@ async def _registries(
     )
     paths = {each.host: _program(each) for each in settings.credential_programs}
     programs = Programs(paths.values(), environment=environment)
-    listed = tuple(Places(registries))  # mirrors too
     own = OwnCredentials(
         registries=[each.host for each in listed],
         file=Path(settings.credentials_file) if settings.credentials_file else None,
@@ -217,7 +221,7 @@ async def _registries(
         namespaces=settings.credentials_namespaces,
     )
     client = RegistryClient(
-        registries=registries,
+        registries=listed,
         rules=_address_rules(settings, environment),
         policy=policy,
         proxies=proxies,
@@ -294,6 +298,11 @@ def _certificate_names(settings: Settings) -> tuple[str, ...]:
         service,
         *settings.certificate_names,
     )
+
+
+def _listed(settings: Settings) -> tuple[RegistrySettings, ...]:
+    """What is said of registries, and of their mirrors, which are listed by being one."""
+    return tuple(Places(map(_registry, settings.registries)))
 
 
 def _registry(registry: Registry) -> RegistrySettings:

@@ -14,7 +14,7 @@ import orjson
 from yarl import URL
 
 from tagpin.errors import ConfigurationError, Unobtainable
-from tagpin.identity.endpoints import Document, Endpoints
+from tagpin.identity.endpoints import Document, Endpoints, base_of
 from tagpin.identity.grants import Grant, Grants
 from tagpin.identity.token_file import read_token
 from tagpin.keychain import Credential
@@ -61,9 +61,9 @@ class Acr:
                 raise ConfigurationError(
                     f"acrHosts: {host!r} is no name of a host, such as registry.corp.example"
                 )
-        self._authority = _base(environment, "AZURE_AUTHORITY_HOST", _PUBLIC_CLOUD, "https")
+        self._authority = base_of(environment, "AZURE_AUTHORITY_HOST", _PUBLIC_CLOUD, "https")
         metadata = "http://169.254.169.254"
-        self._metadata = _base(environment, "AZURE_POD_IDENTITY_AUTHORITY_HOST", metadata, "http")
+        self._metadata = base_of(environment, "AZURE_POD_IDENTITY_AUTHORITY_HOST", metadata, "http")
         self._suffix = _SUFFIXES.get(self._authority.host or "")
         self._access: Grants[str, str] = Grants(clock)
         self._refresh: Grants[str, Credential] = Grants(clock)
@@ -151,15 +151,3 @@ def _end_of(token: str, host: str) -> float:
     except (binascii.Error, orjson.JSONDecodeError):
         raise Unobtainable(f"{host} gave no usable refresh_token") from None
     return Document(host, claims).seconds("exp")
-
-
-def _base(environment: Mapping[str, str], variable: str, default: str, scheme: str) -> URL:
-    """The place that an environment variable names."""
-    text = environment.get(variable) or default
-    try:
-        url = URL(text)
-    except ValueError:
-        url = URL()
-    if url.scheme != scheme or not url.host or "@" in url.raw_authority or url.raw_query_string:
-        raise ConfigurationError(f"{variable} is {text!r}, which does not begin with {scheme}://")
-    return url

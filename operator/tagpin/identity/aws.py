@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from yarl import URL
 
 from tagpin.errors import ConfigurationError, Unobtainable
-from tagpin.identity.endpoints import Document, Endpoints, visible
+from tagpin.identity.endpoints import Document, Endpoints, base_of, visible
 from tagpin.identity.grants import Grant, Grants
 from tagpin.identity.sigv4 import Key
 from tagpin.identity.token_file import read_token
@@ -84,6 +84,8 @@ class Keys:
         self._instance = instance
         self._now = now
         self._grants: Grants[str, Key] = Grants(clock)
+        variable = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+        self._metadata = base_of(environment, variable, "http://169.254.169.254", "http")
         self._home = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
         if self._home and partition_of(self._home) is None:
             raise ConfigurationError(f"AWS_REGION is {self._home!r}, which is no region of AWS")
@@ -169,8 +171,7 @@ class Keys:
 
     async def _of_instance(self) -> Grant[Key]:
         """The role of the node (IMDS, version 2 only)."""
-        base = self._environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
-        root = URL(base or "http://169.254.169.254") / "latest"
+        root = self._metadata / "latest"
         needs = "the instance must have a role, and let pods ask for it (hop limit 2)"
         session = await self._endpoints.ask(
             "PUT",

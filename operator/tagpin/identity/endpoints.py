@@ -110,6 +110,18 @@ def visible(value: Any, complaint: str) -> str:
     return value
 
 
+def base_of(environment: Mapping[str, str], variable: str, default: str, scheme: str) -> URL:
+    """The place that an environment variable names."""
+    text = environment.get(variable) or default
+    try:
+        url = URL(text)
+    except ValueError:
+        url = URL()
+    if url.scheme != scheme or not url.host or "@" in url.raw_authority or url.raw_query_string:
+        raise ConfigurationError(f"{variable} is {text!r}, which does not begin with {scheme}://")
+    return url
+
+
 class Proxy(Protocol):
     """An HTTP proxy."""
 

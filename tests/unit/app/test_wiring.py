@@ -8,8 +8,9 @@ from yarl import URL
 
 from tagpin.app.metrics import Metrics
 from tagpin.app.proxies import proxies
-from tagpin.app.wiring import _address_rules, _registries, assemble, read_settings
+from tagpin.app.wiring import _address_rules, _listed, _registries, assemble, read_settings
 from tagpin.errors import ConfigurationError
+from tagpin.registry.transport import Exchange
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
@@ -132,7 +133,8 @@ async def test_what_has_no_effect_is_told_at_the_start(
     entries["m.test"] = "{endpoint: 'https://m.test', resolve: true}"
     file.write_text(config % entries)
 
-    async with _registries(read_settings(file, {}), {}, Metrics()):
+    settings = read_settings(file, {})
+    async with _registries(settings, _listed(settings), {}, Metrics()):
         pass
 
     told = [record.getMessage() for record in caplog.records]
@@ -140,14 +142,24 @@ async def test_what_has_no_effect_is_told_at_the_start(
     assert all(map(str.startswith, told, warnings))
 
 
+def test_mirrors_are_counted_under_their_own_names_too(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    mirror = "{endpoint: 'https://m.test:5000/hub', resolve: true}"
+    file.write_text(f"registries: [{{host: a.test, mirrors: [{mirror}]}}]")
+    metrics = Metrics(each.host for each in _listed(read_settings(file, {})))
+
+    metrics.observe_registry(Exchange("m.test:5000", "HEAD", "200", 0.01))
+
+    assert 'registry="m.test:5000"' in metrics.exposition().decode()
+
+
 async def test_a_broken_file_of_credentials_is_seen_in_the_metrics(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text("{")
     metrics = Metrics()
+    settings = read_settings(None, {"TAGPIN_CREDENTIALS_FILE": str(file)})
 
-    async with _registries(
-        read_settings(None, {"TAGPIN_CREDENTIALS_FILE": str(file)}), {}, metrics
-    ) as (_, own):
+    async with _registries(settings, (), {}, metrics) as (_, own):
         own.keychain("shop")
 
         assert b"tagpin_credentials_file_broken 1.0" in metrics.exposition()

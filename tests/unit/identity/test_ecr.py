@@ -400,6 +400,13 @@ def test_a_region_that_is_none_is_told_at_the_start() -> None:
         CloudIdentities(["ecr"], {"AWS_REGION": "evil.example/"})
 
 
+@pytest.mark.parametrize("value", ["169.254.169.254", "http://[fd00:ec2::254", "https://a.test"])
+def test_a_metadata_server_that_is_none_is_told_at_the_start(value: str) -> None:
+    variable = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+    with pytest.raises(ConfigurationError, match=variable):
+        CloudIdentities(["ecr"], {variable: value})
+
+
 # What is missing is named, and no more
 
 
