@@ -35,6 +35,8 @@ NAME_AGE = 20
 NAME_TIMEOUT = 0.5
 """Seconds that a name server has for its first answer, and twice as many for its second."""
 NAME_TRIES = 2
+MAX_ADDRESSES = 16
+"""Addresses of a name that are tried: aiohttp goes through all that are left after each failure."""
 
 LARGE_BODY = 64 * 1024
 LARGE_BODIES = 4
@@ -148,17 +150,17 @@ class Transport:
             self._names = aiohttp.AsyncResolver(timeout=NAME_TIMEOUT, tries=NAME_TRIES)
             self._stack.push_async_callback(self._names.close)
         names, rules = self._names, self._rules
-        absolute = _AbsoluteNames(names)
+        strange = _StrangersNames(names)
         everywhere = guard.socket_factory(lambda _: True)
         guarded = guard.socket_factory(lambda address: not rules.blocks(address))
         public = guard.socket_factory(rules.is_public)
         self._pools = _Pools(
             listed=await self._open(names, everywhere),
-            globbed=await self._open(absolute, guarded),
-            unlisted=await self._open(absolute, guarded),
+            globbed=await self._open(strange, guarded),
+            unlisted=await self._open(strange, guarded),
             # What a registry leads to is judged for each request: no connection is kept.
-            derived=await self._open(absolute, guarded, idle=0),
-            derived_public=await self._open(absolute, public, idle=0),
+            derived=await self._open(strange, guarded, idle=0),
+            derived_public=await self._open(strange, public, idle=0),
             # These connect to proxies alone, which the operator chose.
             proxied_listed=await self._open(names, _any_socket, _ProxiedResponse),
             proxied=await self._open(names, _any_socket, _ProxiedResponse),
@@ -463,10 +465,11 @@ class _ProxiedResponse(aiohttp.ClientResponse):
         return await super().start(connection)
 
 
-class _AbsoluteNames(AbstractResolver):
-    """Looks names of two dots or more up as they are: no search domain makes Services of them.
+class _StrangersNames(AbstractResolver):
+    """Looks up what strangers choose: of a name with very many addresses only some.
 
-    Nor does /etc/hosts know them then; what it is to know must be listed in full.
+    A name of two dots or more is taken as it is: no search domain makes a Service of it. Nor does
+    /etc/hosts know it then; what it is to know must be listed in full.
     """
 
     def __init__(self, names: AbstractResolver) -> None:
@@ -476,7 +479,8 @@ class _AbsoluteNames(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         is_whole = host.count(".") >= 2 and not host.endswith(".")  # noqa: PLR2004 - dots
-        return await self._names.resolve(f"{host}." if is_whole else host, port, family)
+        found = await self._names.resolve(f"{host}." if is_whole else host, port, family)
+        return found[:MAX_ADDRESSES]
 
     async def close(self) -> None:
         """Leave that to whoever owns the names."""

@@ -2,19 +2,20 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 
 import aiohttp
 import pytest
 import uvloop
 
-from tagpin.errors import Unresolvable
+from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
 from tagpin.registry.guard import DEFAULT_RULES
 from tagpin.registry.places import Places, RegistrySettings
 from tagpin.registry.transport import Transport
 
-from .conftest import Net
+from .conftest import Net, reason
 
 EVERY_LOOP = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
@@ -210,3 +211,16 @@ async def test_a_name_of_one_dot_is_searched_for(net: Net) -> None:
     outcome = await ask_in_cluster(net, zone, net.image("private.test"))
     assert isinstance(outcome, Resolution)
     assert str(outcome.digest) == pushed
+
+
+# Names that strangers choose
+
+
+@pytest.mark.parametrize("network", ["127.3", "127.1"], ids=["blocked", "public"])
+async def test_a_name_with_a_great_many_addresses_costs_little_time(net: Net, network: str) -> None:
+    net.port = 1  # where nobody listens
+    net.names.add("other.test", [f"{network}.1.{number}" for number in range(250)])
+    began = time.process_time()
+    outcome = await net.ask(net.image("other.test"), retries=0)
+    assert time.process_time() - began < 0.3
+    assert reason(outcome) is (Reason.BLOCKED if network == "127.3" else Reason.UNREACHABLE)
