@@ -23,6 +23,7 @@ from tagpin.errors import Reason, Unobtainable
 from tagpin.keychain import Credential, Identity, fingerprint
 from tagpin.registry import guard
 from tagpin.registry.flow import (
+    HTTPS_PORT,
     Failure,
     Flow,
     Login,
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 _RETRIED = frozenset({408, 429, 499, 500, 502, 503, 504, 522})
 _THROTTLING = {429: Reason.RATE_LIMITED, 503: Reason.UNREACHABLE}
 """Statuses that can say when to come back."""
-
-DEFAULT_PORT = 443
 
 _Place: TypeAlias = tuple[str, int]
 _Route: TypeAlias = tuple[_Place, _Place]
@@ -238,6 +237,7 @@ class RegistryClient:
     async def _visit(self, flow: Flow[T], visit: Visit, within: float) -> T:
         within = self.time_for(visit.registry, within)
         talk = _Talk(visit, asyncio.get_running_loop().time() + within)
+        failure: Failure
         try:
             async with asyncio.timeout_at(talk.deadline):
                 return await self._drive(flow, talk)
@@ -245,12 +245,14 @@ class RegistryClient:
             # A login may be shared with another visit, which alone knows its addresses.
             concealed = visit.conceals or visit.logs_in_at_a_stranger
             kind = TransientFailure if talk.awaits else Unasked
-            detail = f"no answer within {within:g} s"
-            raise kind(Reason.TIMEOUT, detail, concealed=concealed) from None
-        except Failure as failure:
+            failure = kind(Reason.TIMEOUT, f"no answer within {within:g} s", concealed=concealed)
+        except Failure as caught:
             # Others may share the failure of a login: they hide no less for it.
-            failure.concealed = failure.concealed or visit.conceals
-            raise
+            caught.concealed = caught.concealed or visit.conceals
+            failure = caught
+        # It is remembered for a while; the frames that it came through hold all that was answered.
+        failure.__cause__ = failure.__context__ = None
+        raise failure.with_traceback(None)
 
     async def _drive(self, flow: Flow[T], talk: _Talk) -> T:
         proceed = partial(next, flow)
@@ -406,7 +408,7 @@ def _left_alone(route: _Route) -> Unasked:
 def _shown(where: _Place) -> str:
     host, port = where
     host = f"[{host}]" if ":" in host else host
-    return host if port == DEFAULT_PORT else f"{host}:{port}"
+    return host if port == HTTPS_PORT else f"{host}:{port}"
 
 
 def _log_opened(route: _Route) -> None:

@@ -41,6 +41,8 @@ _CODES = {
 """What the codes in an error's body say better than its status (distribution-spec: Error Codes)."""
 MAX_AUTHORITY = 512
 """Characters of user, host and port in a URL: more than any has that leads somewhere."""
+MAX_ELEMENTS = 100_000
+"""Of a JSON document, about: 4 MiB of a manifest have less, and 4 MiB of `{},` take 100 MiB."""
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _GZIP = frozenset({"gzip", "x-gzip"})
 _GZIP_WINDOW = 31
@@ -236,6 +238,8 @@ def check_place(url: URL, scheme: str, what: str) -> None:
 
 def json_object(body: bytes, what: str) -> dict[str, Any]:
     """What a body says, if it is a JSON object; raise Failure."""
+    if body.count(b",") > MAX_ELEMENTS:
+        raise Failure(Reason.BAD_ANSWER, f"{what} has more than {MAX_ELEMENTS} elements")
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -21,7 +21,10 @@ from fakes.faults import (
 from fakes.registry import FakeRegistry
 from tagpin.errors import ConfigurationError, Reason, Unresolvable
 from tagpin.pinning import Resolution
+from tagpin.reference import Reference
 from tagpin.registry.client import RegistryClient
+from tagpin.registry.conversation import resolve_tag
+from tagpin.registry.flow import Failure, Response
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
@@ -61,6 +64,36 @@ async def test_an_error_without_an_end_is_still_that_error(net: Net) -> None:
 
     registry.fault(endless_404, method="GET")
     assert reason(await net.ask(net.image("public.test"))) is Reason.NOT_FOUND
+
+
+async def test_a_manifest_of_very_many_elements_is_refused(net: Net) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(405), method="HEAD")
+    registry.fault(answering(200, body=b'{"manifests":[' + b"{}," * 100_001 + b"{}]}"))
+    assert reason(await net.ask(net.image("public.test"))) is Reason.BAD_ANSWER
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        answering(200, body=b"[" + b" " * 1_000_000 + b"]"),
+        answering(200, body=b"no JSON" * 100_000),
+        streaming(b"x" * 60_000, pause=0.05),
+    ],
+    ids=["no manifest", "no JSON", "too slow"],
+)
+async def test_a_failure_holds_nothing_of_what_was_answered(net: Net, fault: Fault) -> None:
+    registry = await net.registry("public.test")
+    registry.fault(answering(405), method="HEAD")
+    registry.fault(fault, method="GET")
+    client = await net.client()
+    ref = Reference.parse(net.image("public.test"))
+    asked = client.registry(ref.domain)
+    with pytest.raises(Failure) as caught:
+        await client.run(resolve_tag(asked, ref, ()), asked, within=0.5)
+    held = [value for entry in caught.traceback for value in entry.frame.f_locals.values()]
+    assert not any(isinstance(value, Response | bytes | bytearray) for value in held)
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 async def test_a_token_answer_of_more_than_64_kib_is_refused(net: Net) -> None:
