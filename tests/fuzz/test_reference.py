@@ -166,6 +166,7 @@ def parsed(text: str) -> Reference | InvalidReference:
 @example("x/" * 127 + "x")
 @example("x/" * 128)
 @example("a@sha256:" + "A" * 64)
+@example("a@sha256:" + "a" * 63 + "A")
 def test_a_text_is_what_the_grammar_says(text: str) -> None:
     ref = parsed(text)
     assert str(ref).isprintable()
