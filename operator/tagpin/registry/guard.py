@@ -177,11 +177,9 @@ class Trace:
 _trace: ContextVar[Trace] = ContextVar("trace")
 
 
-def note_peer(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+def note_peer(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
     """Record the peer of a connection that is used, also one that was open already."""
-    address = ip_address(sockaddr[0])
-    _trace.get().opened.append(address)
-    return address
+    _trace.get().opened.append(ip_address(sockaddr[0]))
 
 
 def note_sent() -> None:
