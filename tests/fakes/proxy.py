@@ -8,10 +8,10 @@ async with FakeProxy({"r.example": "127.1.0.1"}) as proxy:
 
 import asyncio
 import base64
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, Self
+from typing import Self
 
 from yarl import URL
 
@@ -75,12 +75,11 @@ class FakeProxy:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._start(self._serve(reader, writer))
-
-    def _start(self, serving: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(serving)
+        task = asyncio.create_task(self._serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        # Here, since a task that is cancelled before it began runs no `finally`.
+        task.add_done_callback(lambda _: writer.close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -108,8 +107,6 @@ class FakeProxy:
                 await self._lead(reader, writer, url.host or "", url.port or 80, onward)
         except (OSError, asyncio.IncompleteReadError):
             pass  # somebody has heard enough
-        finally:
-            writer.close()
 
     async def _lead(
         self,
