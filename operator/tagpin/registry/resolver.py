@@ -182,7 +182,6 @@ class RegistryResolver:
         else:
             source = Source.CACHE if answer.use is Use.HIT else Source.REGISTRY
             return Resolution(answer.value.digest, source, answer.value.resolved_at)
-        log.debug("%s: %s: %s", ref, failure.reason, failure)
         if failure.reason.is_outage and (known := self._cache.stale(question.key)) is not None:
             return _stale(known)
         raise _unresolvable(failure, ref)
@@ -262,6 +261,11 @@ class RegistryResolver:
         try:
             asked_at = self._now()
             return _Known(await self._ask_around(question), asked_at)
+        except Failure as failure:
+            # Nobody else hears what was answered, by whom: whoever creates pods hears the reason.
+            level = logging.DEBUG if isinstance(failure, Unasked) else logging.INFO
+            log.log(level, "%s: %s: %s", question.ref, failure.reason, failure)
+            raise
         finally:
             release()
 

@@ -629,5 +629,7 @@ async def test_the_log_says_what_is_hidden_and_no_secret(
     await net.registry("private.test", users=USERS)
     with caplog.at_level(logging.DEBUG, logger="tagpin"):
         await net.ask(net.image("private.test"), ("alice", "s3cr3t"))
-    assert "unauthorized: the registry answered 401" in caplog.text
+    image = net.image("private.test")
+    told = [each.getMessage() for each in caplog.records if each.levelno >= logging.INFO]
+    assert told == [f"{image}: unauthorized: the registry answered 401"]
     assert "s3cr3t" not in caplog.text
