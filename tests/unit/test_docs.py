@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tagpin.app.metrics import Metrics
+from tagpin.app.wiring import _registry
 from tagpin.errors import Reason
 from tagpin.pins import Source
+from tagpin.registry.places import Places
 from tagpin.settings import CredentialProgram, Mirror, Registry, Settings, WorkloadKind
 from tagpin.verdict import Result
 
@@ -61,6 +65,43 @@ def test_every_setting_is_documented_with_its_default() -> None:
 )
 def test_every_key_of_a_record_is_shown(item: str) -> None:
     assert f"{camel_case(item)}:" in CONFIGURATION
+
+
+EXAMPLES = [
+    block
+    for page in (CONFIGURATION, REGISTRIES, RECORDS, REVISIONS)
+    for block in re.findall(r"^```yaml\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    if "\nkind:" not in block  # an object of Kubernetes
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_are_settings(example: str) -> None:
+    settings = Settings.from_mapping(yaml.safe_load(example))
+
+    # The files of examples are nowhere.
+    Places(_registry(dataclasses.replace(each, ca_file="")) for each in settings.registries)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) > 4
+
+
+def test_the_examples_in_the_configmap_are_settings() -> None:
+    manifest = yaml.safe_load((ROOT / "manifests" / "base" / "configmap.yaml").read_text())
+    config = manifest["data"]["config.yaml"]
+
+    opened = re.sub(r"^#(?=\w|  )", "", config, flags=re.MULTILINE)  # prose begins with "# "
+
+    assert len(yaml.safe_load(config)) < len(yaml.safe_load(opened))
+    assert Settings.from_mapping(yaml.safe_load(opened))
+
+
+@pytest.mark.parametrize("page", [REGISTRIES, REVISIONS, RECORDS, CONFIGURATION])
+def test_metrics_that_are_named_exist(page: str) -> None:
+    there_is = set(re.findall(r"^# TYPE (\w+)", Metrics().exposition().decode(), re.MULTILINE))
+
+    assert set(re.findall(r"\b(tagpin_\w+)", page)) <= there_is
 
 
 @pytest.mark.parametrize("reason", sorted(Reason))
