@@ -300,7 +300,7 @@ async def test_nothing_is_asked_again_that_could_not_be_answered_in_time(net: Ne
 async def test_one_deadline_is_for_all_requests_of_a_question(net: Net) -> None:
     registry = await net.registry("public.test")
     registry.fault(hanging())
-    short = {"load_timeout": 0.5, "read_timeout": 0.2, "jitter": lambda: 0.01}
+    short = {"load_timeout": 0.8, "read_timeout": 0.3, "jitter": lambda: 0.01}
     assert reason(await net.ask(net.image("public.test"), **short)) is Reason.TIMEOUT
     assert [each.code for each in net.exchanges] == ["timeout", "timeout", "cancelled"]
 
@@ -313,7 +313,7 @@ async def test_a_registry_may_have_less_time_for_a_question(net: Net) -> None:
     hasty = [RegistrySettings(f"public.test:{net.port}", timeout=0.1)]
     resolver = await net.resolver(registries=hasty, read_timeout=0.2)
     assert reason(await settle(resolver, net.image("public.test"))) is Reason.TIMEOUT
-    assert len(registry.requests) == 1
+    assert len(registry.requests) <= 1  # none where not even a connection came about in time
     assert digest(await settle(resolver, net.image("other.test"))) == pushed
 
 

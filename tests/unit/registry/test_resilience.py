@@ -296,7 +296,7 @@ async def test_a_token_server_has_a_circuit_of_its_own(net: Net) -> None:
 async def silence(net: Net, registry: FakeRegistry, namespace: str) -> RegistryResolver:
     """A resolver of which `namespace` has asked for five images without an answer."""
     registry.fault(hanging(), path="/slow/")
-    resolver = await net.resolver(read_timeout=0.05, retries=0, clock=net.clock)
+    resolver = await net.resolver(read_timeout=0.1, retries=0, clock=net.clock)
     for number in range(5):
         image = net.image("public.test", f"slow/image{number}")
         assert reason(await settle(resolver, image, namespace=namespace)) is Reason.TIMEOUT
@@ -350,8 +350,8 @@ async def test_any_answer_ends_the_silence(net: Net, status: int) -> None:
     pushed = registry.push_image("demo/app", "v1")
     registry.fault(answering(status), path="/bad/")
     registry.fault(hanging(), path="/slow/")
-    resolver = await net.resolver(read_timeout=0.05, retries=0, clock=net.clock)
-    for number in range(8):
+    resolver = await net.resolver(read_timeout=0.2, retries=0, clock=net.clock)
+    for number in range(6):
         path = "bad/image" if number == 4 else f"slow/image{number}"
         await settle(resolver, net.image("public.test", path))
     assert digest(await settle(resolver, net.image("public.test"))) == pushed
