@@ -23,7 +23,7 @@ from tagpin.keychain import Credential, Keychain
 from tagpin.pins import Source
 from tagpin.reference import Reference
 from tagpin.registry.client import RegistryClient
-from tagpin.registry.flow import Flow, Request, Response
+from tagpin.registry.flow import Failure, Flow, Request, Response
 from tagpin.registry.places import RegistrySettings
 from tagpin.registry.resolver import RegistryResolver
 
@@ -270,7 +270,11 @@ async def test_without_the_right_login_nothing_is_reached_in_plain_http(
 ) -> None:
     registry = await office.registry(tls=False)
     where = at("localhost", registry)
-    assert await status_of(await office.client(where, login=login, http=True), where) == 407
+    with pytest.raises(Failure) as failure:
+        await status_of(await office.client(where, login=login, http=True), where)
+    assert failure.value.reason is Reason.UNREACHABLE
+    told = f"the proxy {office.backend.proxy.name} answered 407 to the wish for localhost"
+    assert str(failure.value) == told
     assert registry.requests == []
 
 

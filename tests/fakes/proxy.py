@@ -43,7 +43,7 @@ class FakeProxy:
         self._address = host
         self._login = login and f"Basic {base64.b64encode(login.encode()).decode()}"
         self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.port = 0
 
     @property
@@ -70,14 +70,21 @@ class FakeProxy:
         """Stop listening and drop every connection."""
         if self._server is not None:
             self._server.close()
-        for task in self._serving:
+        serving = dict(self._serving)
+        for task in serving:
             task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.gather(*serving, return_exceptions=True)
+        # Their connections end a moment after that; with the loop closed, they never would.
+        for writer in serving.values():
+            writer.close()
+        await asyncio.gather(
+            *(writer.wait_closed() for writer in serving.values()), return_exceptions=True
+        )
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = writer
+        task.add_done_callback(self._serving.pop)
         # Here, since a task that is cancelled before it began runs no `finally`.
         task.add_done_callback(lambda _: writer.close())
 

@@ -170,6 +170,7 @@ class RegistryClient:
         )
         self._connections: Slots[_Route] = Slots()
         self._paces: LRUCache[_Place, Pace] = LRUCache(MAX_PLACES)
+        self._foreign: LRUCache[tuple[str, str | None], None] = LRUCache(MAX_PLACES)
         self._key = secrets.token_bytes(32)
         self._tokens: Cache[object, Token] = Cache(
             maxsize=1000,
@@ -299,7 +300,7 @@ class RegistryClient:
 
         async def load() -> Token:
             if login.realm.host != login.registry.origin.host:
-                log.debug("%s has its tokens from %s", login.registry.name, login.realm.host)
+                self._note_foreign(login.registry.name, login.realm.host)
             inner = Visit(login.registry, self._rules, reached_public=visit.reached_public)
             return await self._visit(fetch_token(login), inner, self._longest_login)
 
@@ -308,6 +309,12 @@ class RegistryClient:
         token = (await self._tokens.get(key, load)).value
         visit.logs_in_at_a_stranger = talk.awaits = False
         return token.value
+
+    def _note_foreign(self, registry: str, host: str | None) -> None:
+        """Say once that a registry has its tokens from elsewhere."""
+        if (registry, host) not in self._foreign:
+            self._foreign[registry, host] = None
+            log.info("%s has its tokens from %s", registry, host)
 
     async def _ask(self, request: Request, talk: _Talk) -> Response:
         """The answer to a request, which is repeated where that can help and there is time."""

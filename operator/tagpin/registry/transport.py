@@ -318,6 +318,9 @@ class Transport:
                 allow_redirects=False,
             ) as response,
         ):
+            status = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+            if way.proxy is not None and request.url.scheme == "http" and response.status == status:
+                raise Failure(Reason.UNREACHABLE, _refusal_of(way.proxy, status, way.host))
             return await self._receive(response, request, self._large[way.told])
 
     async def _receive(
@@ -539,13 +542,17 @@ def _proxy_failure(error: Exception, host: str, proxy: Proxy) -> Failure:
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
             return Failure(Reason.TLS, f"no trusted TLS with {host} {by}")
         case aiohttp.ClientHttpProxyError(status=status):
-            detail = f"the proxy {proxy.name} answered {status} to the wish for {host}"
+            detail = _refusal_of(proxy, status, host)
             is_passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR
             return (Unconnected if is_passing else Failure)(Reason.UNREACHABLE, detail)
         case TimeoutError():
             return Unconnected(Reason.TIMEOUT, f"no connection to {host} in time {by}")
         case _:
             return Unconnected(Reason.UNREACHABLE, f"no connection to {host} {by}")
+
+
+def _refusal_of(proxy: Proxy, status: int, host: str) -> str:
+    return f"the proxy {proxy.name} answered {status} to the wish for {host}"
 
 
 def _answer_failure(error: Exception, host: str) -> Failure:

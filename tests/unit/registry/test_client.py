@@ -564,6 +564,21 @@ async def test_repositories_do_not_share_a_token(net: Net) -> None:
     assert len(registry.requests) == 2 * 3  # no token was refused on the way
 
 
+async def test_a_token_server_elsewhere_is_told_once(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    registry = await net.registry("public.test", tokens=True)
+    tokens = await net.registry("other.test", tokens=True)
+    registry.realm = f"https://other.test:{net.port}/token"
+    resolver = await net.resolver()
+    for repository in ("demo/one", "demo/two"):
+        await settle(resolver, net.image("public.test", repository))
+    assert [seen.path for seen in tokens.requests].count("/token") > 1
+    told = f"public.test:{net.port} has its tokens from other.test"
+    assert caplog.messages.count(told) == 1
+
+
 async def test_a_revoked_token_is_replaced(net: Net) -> None:
     registry = await net.registry("public.test", users=dict([ALICE]), tokens=True)
     pushed = registry.push_image("demo/app", "v1")
