@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Protocol, Self
 
 from aiohttp.abc import AbstractResolver
@@ -84,12 +83,7 @@ class CloudIdentities:
             self._stack.push_async_callback(cloud.aclose)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     def identities_for(self, domain: str) -> tuple[Identity, ...]:

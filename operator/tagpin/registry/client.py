@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar
 
 from aiohttp.abc import AbstractResolver
@@ -185,12 +184,7 @@ class RegistryClient:
         self._stack.push_async_callback(self._tokens.aclose)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     def registry(self, domain: str) -> Registry:

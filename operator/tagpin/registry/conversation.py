@@ -161,9 +161,8 @@ class _Attempt:
         target = request.url.join(url_in(locations[0], "a redirect")).with_fragment(None)
         check_place(target, request.url.scheme, "a redirect")
         headers = request.headers
-        if origin_of(target) != origin_of(
-            request.url
-        ):  # gone, and not attached again on the way back
+        if origin_of(target) != origin_of(request.url):
+            # Gone, and not attached again on the way back.
             headers = {name: headers[name] for name in headers if name not in _SECRET}
         derived = origin_of(target) != self._registry.origin
         return replace(request, url=target, headers=headers, derived=derived)
