@@ -65,9 +65,19 @@ def install(control_plane: ControlPlane, registries: Registries) -> Install:
     """Installs tagpin for as long as a context lasts, and looks at what it has logged."""
 
     @contextmanager
-    def installed(*, replicas: int = 1, **settings: Any) -> Iterator[Installation]:
+    def installed(
+        *,
+        replicas: int = 1,
+        components: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        **settings: Any,
+    ) -> Iterator[Installation]:
         running = Installation(
-            control_plane, settings=registries.settings | settings, replicas=replicas
+            control_plane,
+            settings=registries.settings | settings,
+            replicas=replicas,
+            components=components,
+            arguments=arguments,
         )
         with running:
             # While its cache fills, lists of a kind that is new are refused (429).

@@ -98,6 +98,7 @@ class ControlPlane:
         self._programs: list[Running] = []
         self._folder = Path()
         self._port = 0
+        self._api_server_command: tuple[str, ...] = ()
         self._kubeconfigs: dict[tuple[str, tuple[str, ...]], Path] = {}
 
     # Its life
@@ -134,6 +135,19 @@ class ControlPlane:
     def pids(self) -> dict[str, int]:
         """Program name → process id."""
         return {running.name: running.pid for running in self._programs}
+
+    def stop_api_server(self, *, kill: bool = False) -> None:
+        """End the API server alone; everybody else goes on, and misses it."""
+        running = self._running("kube-apiserver")
+        self._programs.remove(running)
+        if kill:
+            running.kill()
+        else:
+            running.stop(patience=20)
+
+    def start_api_server(self) -> None:
+        """Start it again, at the same port and with the same data."""
+        self._run_api_server().wait_until(self._answers_readyz, seconds=60)
 
     # How to reach it
 
@@ -304,12 +318,19 @@ class ControlPlane:
         )
         etcd.wait_until(lambda: _answers(port, "/health"), seconds=30)
 
+    def _run_api_server(self) -> Running:
+        """Run it; its flags are those of its first start."""
+        return self._run("kube-apiserver", *self._api_server_command)
+
+    def _running(self, name: str) -> Running:
+        (found,) = [each for each in self._programs if each.name == name]
+        return found
+
     def _start_api_server(self, etcd_port: int, service_account_key: Path) -> None:
         serving = self.authority.issue("kube-apiserver", hosts=[LOOPBACK, "localhost"])
         policy = self._folder / "audit-policy.json"
         policy.write_text(json.dumps(AUDIT_POLICY))
-        api_server = self._run(
-            "kube-apiserver",
+        self._api_server_command = (
             f"--etcd-servers=http://{LOOPBACK}:{etcd_port}",
             f"--bind-address={LOOPBACK}",
             f"--advertise-address={LOOPBACK}",
@@ -330,7 +351,7 @@ class ControlPlane:
             "--audit-log-maxsize=10000",  # megabytes; audit_events() reads one file
             *self._api_server_flags,
         )
-        api_server.wait_until(self._answers_readyz, seconds=60)
+        self.start_api_server()
 
     def _start_controller_manager(self, service_account_key: Path) -> Running:
         return self._run(

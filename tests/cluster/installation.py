@@ -17,8 +17,10 @@ import ssl
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -95,6 +97,12 @@ class Replica:
         """End it as a kubelet does."""
         if self._running is not None:
             self._running.stop(patience=patience)
+            self._running = None
+
+    def kill(self) -> None:
+        """End it as a node that runs out of memory does; `launch` may start it again."""
+        if self._running is not None:
+            self._running.kill()
             self._running = None
 
     def signal(self, number: signal.Signals) -> None:
@@ -230,11 +238,12 @@ class Replica:
 class Installation:
     """tagpin in a control plane, one replica or several.
 
-    `settings` are added to the ConfigMap's. As a context manager it applies, starts and closes.
+    `settings` are added to the ConfigMap's, `arguments` to the command line, and `components` of
+    manifests/components to the base. As a context manager it applies, starts and closes.
     What it says of processes, logs and counters is of all replicas, unless it says otherwise.
     """
 
-    replicas: tuple[Replica, ...]
+    replicas: list[Replica]
     service: Service | None
     """What the API server calls instead of a replica, where there are several."""
 
@@ -244,29 +253,26 @@ class Installation:
         *,
         settings: Mapping[str, Any] | None = None,
         replicas: int = 1,
+        components: Sequence[str] = (),
+        arguments: Sequence[str] = (),
     ) -> None:
         self._control_plane = control_plane
-        kustomized = control_plane.kubectl("kustomize", str(BASE)).stdout
-        self._objects = [each for each in yaml.safe_load_all(kustomized) if each]
+        self._objects = kustomized(control_plane, components)
         template = self._object("Deployment")["spec"]["template"]
         configuration = {
             name: yaml.safe_dump((yaml.safe_load(text) or {}) | dict(settings or {}))
             for name, text in self._object("ConfigMap")["data"].items()
         }
-        self.replicas = tuple(
-            Replica(
-                control_plane,
-                f"tagpin-test-{number}",
-                container=template["spec"]["containers"][0],
-                configuration=configuration,
-            )
-            for number in range(1, replicas + 1)
+        container = template["spec"]["containers"][0]
+        container["args"] += arguments
+        self._new_replica = partial(
+            Replica, control_plane, container=container, configuration=configuration
         )
-        self.service = None
-        if replicas > 1:
-            self.service = Service([each.endpoint for each in self.replicas])
-            for each in self.replicas:
-                each.serve_behind(self.service)
+        self._numbers = count(1)
+        self.service = Service([]) if replicas > 1 else None
+        self.replicas = []
+        for _ in range(replicas):
+            self._prepare_replica()
 
     def __enter__(self) -> Self:
         try:
@@ -306,6 +312,27 @@ class Installation:
         for each in self.replicas:
             each.wait_until_in_service()
         return self
+
+    def add_replica(self) -> Replica:
+        """Prepare one more, of another pod: it is up to the caller to launch it."""
+        assert self.service is not None, "one replica alone has no Service"
+        return self._prepare_replica()
+
+    def remove_replica(self, replica: Replica, *, patience: float = 20) -> None:
+        """End one for good, as when its pod is deleted."""
+        replica.stop(patience=patience)
+        if self.service:
+            self.service.remove(replica.endpoint)
+        self.replicas.remove(replica)
+        replica.close()
+
+    def _prepare_replica(self) -> Replica:
+        replica = self._new_replica(f"tagpin-test-{next(self._numbers)}")
+        self.replicas.append(replica)
+        if self.service:
+            replica.serve_behind(self.service)
+            self.service.add(replica.endpoint)
+        return replica
 
     def stop(self, *, patience: float = 20) -> None:
         """End the replicas as a kubelet does, one after the other."""
@@ -355,7 +382,24 @@ class Installation:
 
 
 Install = Callable[..., AbstractContextManager[Installation]]
-"""Installs tagpin for as long as a context lasts: `(replicas=…, **settings)`, all optional."""
+"""Installs tagpin for as long as a context lasts; all is optional.
+
+`(replicas=…, components=…, arguments=…, **settings)`, as of `Installation`.
+"""
+
+
+def kustomized(control_plane: ControlPlane, components: Sequence[str] = ()) -> list[Any]:
+    """The objects of manifests/base, with `components` of manifests/components."""
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = {
+            "resources": [os.path.relpath(BASE, folder)],
+            "components": [
+                os.path.relpath(MANIFESTS / "components" / each, folder) for each in components
+            ],
+        }
+        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        text = control_plane.kubectl("kustomize", folder).stdout
+    return [each for each in yaml.safe_load_all(text) if each]
 
 
 def _rewritten(word: str, mounts: Mapping[str, str]) -> str:

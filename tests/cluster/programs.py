@@ -99,6 +99,11 @@ class Running:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End the process at once, as SIGKILL does."""
+        self._process.kill()
+        self._process.wait()
+
     def last_words(self, lines: int = 15) -> str:
         """The end of the log."""
         text = self.log.read_text(errors="replace")

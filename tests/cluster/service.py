@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import NamedTuple, Self
 
@@ -38,8 +38,8 @@ class Service:
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._endpoints = tuple(endpoints)
-        self._turns = itertools.cycle(self._endpoints)
+        self._endpoints = list(endpoints)
+        self._turn = itertools.count()
         self._ready: set[Endpoint] = set()
         self._listener = socket.create_server((LOOPBACK, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
@@ -68,6 +68,14 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def add(self, endpoint: Endpoint) -> None:
+        """Send to one more endpoint, once it is ready."""
+        self._endpoints = [*self._endpoints, endpoint]
+
+    def remove(self, endpoint: Endpoint) -> None:
+        """Send no new connection there; those that are open stay, as kube-proxy leaves them."""
+        self._endpoints = [each for each in self._endpoints if each != endpoint]
+
     def sends_to(self, endpoint: Endpoint) -> bool:
         """Whether new connections may go there."""
         return endpoint in self._ready
@@ -87,18 +95,26 @@ class Service:
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
         # As a kubelet, which keeps no connection: it would have to be waited for when a pod ends.
         connector = aiohttp.TCPConnector(force_close=True)
-        async with (
-            aiohttp.ClientSession(timeout=timeout, connector=connector) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            watching = [group.create_task(self._watch(client, each)) for each in self._endpoints]
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as client:
+            watching = asyncio.create_task(self._watch(client))
             await self._ended.wait()
             server.close()
             self._abort()
-            for each in watching:
-                each.cancel()
+            watching.cancel()
 
-    async def _watch(self, client: aiohttp.ClientSession, endpoint: Endpoint) -> None:
+    async def _watch(self, client: aiohttp.ClientSession) -> None:
+        """Look at all endpoints, each in a task of its own: one may be slow to answer."""
+        looks: dict[Endpoint, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for each in set(self._endpoints) - looks.keys():
+                    looks[each] = group.create_task(self._watch_one(client, each))
+                for each in looks.keys() - set(self._endpoints):
+                    looks.pop(each).cancel()
+                    self._ready.discard(each)
+                await asyncio.sleep(PERIOD)
+
+    async def _watch_one(self, client: aiohttp.ClientSession, endpoint: Endpoint) -> None:
         while True:
             if await _is_ready(client, endpoint):
                 self._ready.add(endpoint)
@@ -110,7 +126,7 @@ class Service:
         writers = {writer}
         self._writers.add(writer)
         try:
-            endpoint = next(filter(self.sends_to, self._round()), None)
+            endpoint = self._next()
             if endpoint is not None:
                 answers, there = await asyncio.open_connection(LOOPBACK, endpoint.port)
                 writers.add(there)
@@ -125,9 +141,10 @@ class Service:
                 each.close()
             self._writers -= writers
 
-    def _round(self) -> Iterator[Endpoint]:
-        """Each endpoint once, beginning with the one whose turn it is."""
-        return itertools.islice(self._turns, len(self._endpoints))
+    def _next(self) -> Endpoint | None:
+        """The endpoint whose turn it is, of those that are ready."""
+        ready = [each for each in self._endpoints if self.sends_to(each)]
+        return ready[next(self._turn) % len(ready)] if ready else None
 
     def _abort(self) -> None:
         for each in self._writers:

@@ -14,11 +14,10 @@ import asyncio
 import base64
 import binascii
 import logging
-import os
 import random
 import ssl
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -37,12 +36,12 @@ from tagpin.certificates import (
     CERTIFICATE,
     KEY,
     Material,
-    Pair,
     parse_certificates,
     renewed,
     to_pem,
 )
 from tagpin.cluster.api import MERGE, Event, asking, watch
+from tagpin.cluster.context import LiveContext
 from tagpin.errors import ClusterError, ConfigurationError
 
 ATTEMPTS = 5
@@ -55,41 +54,6 @@ REMEDY = "apply tagpin's manifests again (kubectl apply -k manifests/base)"
 log = logging.getLogger(__name__)
 
 Authorities = frozenset[x509.Certificate]
-
-
-class LiveContext:
-    """A TLS context for servers, whose certificate changes while the listener stays.
-
-    Each certificate gets a context of its own, chosen per handshake. Loading it into the outer
-    one would keep the old certificate beside the new one if their key types differ, and serve
-    it to clients that prefer it.
-    """
-
-    def __init__(self) -> None:
-        self._current: ssl.SSLContext | None = None
-        self.outer = self._context()
-        self.outer.sni_callback = self._select
-
-    def load(self, pair: Pair) -> None:
-        """Serve this certificate from the next handshake on; raises ssl.SSLError or OSError."""
-        context = self._context()
-        with _readable(pair.certificate_pem) as certificate, _readable(pair.key_pem) as key:
-            context.load_cert_chain(certificate, key)
-        self._current = context
-
-    def _context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
-
-    def _select(
-        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _outer: ssl.SSLContext
-    ) -> int | None:
-        """OpenSSL calls this in every handshake, also where the client names no server."""
-        if self._current is None:
-            return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
-        connection.context = self._current
-        return None
 
 
 class CertificateKeeper:
@@ -456,22 +420,6 @@ class _Problems:
         message = self._open.pop(topic, None)
         if message is not None and message not in self._open.values():
             log.info("solved: %s", message)
-
-
-@contextmanager
-def _readable(content: bytes) -> Iterator[str]:
-    """A path that can be read once, and is a pipe: no private key is written to a disk.
-
-    The ssl module takes paths only, and the root file system of the pod is read-only.
-    """
-    reader, writer = os.pipe()
-    try:
-        os.set_blocking(writer, False)  # BlockingIOError where it would not fit: 64 KiB on Linux
-        with os.fdopen(writer, "wb") as file:
-            file.write(content)
-        yield f"/dev/fd/{reader}"
-    finally:
-        os.close(reader)
 
 
 def _backoff(failures: int, longest: float) -> float:

@@ -26,8 +26,8 @@ from fakes.ledger import FakeLedger
 from tagpin.app.serve import PODS, NoMemories
 from tagpin.certificates import issue_ca, issue_serving
 from tagpin.cluster import admission
+from tagpin.cluster.context import LiveContext
 from tagpin.cluster.server import MAX_BODY, WebhookServer
-from tagpin.cluster.tls import LiveContext
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Keychain
 from tagpin.pinning import Access, Pinner, Resolution

@@ -26,7 +26,8 @@ from tagpin.certificates import (
     to_pem,
 )
 from tagpin.cluster.api import disconnect
-from tagpin.cluster.tls import CertificateKeeper, LiveContext, read_volume
+from tagpin.cluster.context import LiveContext
+from tagpin.cluster.tls import CertificateKeeper, read_volume
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NAME = "tagpin.tagpin-system.svc"
