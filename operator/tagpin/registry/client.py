@@ -32,11 +32,12 @@ from tagpin.registry.flow import (
     Response,
     Token,
 )
-from tagpin.registry.limits import MAX_PLACES, Circuits, Pace, Slots, parse_retry_after
+from tagpin.registry.limits import MAX_PLACES, Circuits, Pace, parse_retry_after
 from tagpin.registry.login import fetch_token
 from tagpin.registry.places import ANY_REGISTRY, Places, RegistryPolicy, RegistrySettings, place
 from tagpin.registry.proxies import DIRECTLY, Proxies
 from tagpin.registry.transport import Exchange, TransientFailure, Transport, Unconnected, Visit
+from tagpin.slots import Slots
 
 T = TypeVar("T")
 

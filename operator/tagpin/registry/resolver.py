@@ -23,9 +23,10 @@ from tagpin.reference import Digest, Reference, shortened
 from tagpin.registry.client import RegistryClient, Throttled, Unasked
 from tagpin.registry.conversation import resolve_tag
 from tagpin.registry.flow import Failure, Registry
-from tagpin.registry.limits import MAX_PLACES, Circuits, Release, Slots
+from tagpin.registry.limits import MAX_PLACES, Circuits
 from tagpin.registry.manifest import Oddity
 from tagpin.registry.transport import TransientFailure, Unconnected
+from tagpin.slots import Release, Slots
 
 log = logging.getLogger(__name__)
 
