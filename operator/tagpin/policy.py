@@ -47,7 +47,7 @@ class Rules:
     """What the operator of the cluster has exempted.
 
     `exempt` holds repositories (`docker.io/library/nginx`) and prefixes that end with a slash
-    (`registry.example.com/mesh/`), both normalised; `untouched` holds namespaces.
+    (`registry.example.com/mesh/`), both in full; `untouched` holds namespaces.
     """
 
     exempt: tuple[str, ...] = ()
@@ -55,13 +55,24 @@ class Rules:
 
     @classmethod
     def from_settings(cls, exempt: Sequence[str], untouched: Sequence[str]) -> "Rules":
-        """Check and normalise what the configuration says; raise ConfigurationError."""
-        return cls(tuple(map(_normalised, exempt)), frozenset(untouched))
+        """Check what the configuration says; raise ConfigurationError."""
+        for pattern in exempt:
+            _check(pattern)
+        return cls(tuple(exempt), frozenset(untouched))
+
+
+def exempt_patterns(text: str) -> tuple[str, ...]:
+    """The patterns of the file `exempt`: one a line, with comments from `#` on.
+
+    The policy `tagpin-require-digest` reads the same text, and must find the same in it.
+    """
+    lines = (line.partition("#")[0].strip(" \t\r") for line in text.split("\n"))
+    return tuple(line for line in lines if line)
 
 
 def decide(ref: Reference, rules: Rules) -> Decision:
     """Pin every image but those that the operator's own list exempts."""
-    repository = f"{ref.domain.lower()}/{ref.path}"
+    repository = _repository(ref)
     for pattern in rules.exempt:
         if repository == pattern or (pattern.endswith("/") and repository.startswith(pattern)):
             return Decision.LEAVE
@@ -80,8 +91,11 @@ def leaves_alone(
     )
 
 
-def _normalised(pattern: str) -> str:
-    """`nginx` is docker.io/library/nginx; `registry.example.com/` is all of that registry."""
+def _check(pattern: str) -> None:
+    """Raise ConfigurationError for what never matches, or is not written in full.
+
+    In full, because the policy `tagpin-require-digest` compares patterns as they stand there.
+    """
     # Two more parts make a prefix a reference, and keep `library/` out of it.
     rest = "x/x" if pattern.endswith("/") else ""
     try:
@@ -101,4 +115,10 @@ def _normalised(pattern: str) -> str:
             f"exempt: {pattern!r} has a tag or a digest; name a repository, or a prefix that "
             "ends with a slash"
         )
-    return f"{ref.domain.lower()}/{ref.path}".removesuffix(rest)
+    if (full := _repository(ref).removesuffix(rest)) != pattern:
+        raise ConfigurationError(f"exempt: {pattern!r} is not in full: write {full!r}")
+
+
+def _repository(ref: Reference) -> str:
+    """The repository as patterns name it: hosts are the same in capitals."""
+    return f"{ref.domain.lower()}/{ref.path}"

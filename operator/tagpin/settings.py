@@ -161,7 +161,10 @@ class Settings:
     cache_size: int = 10_000
     """How many tags are remembered."""
     exempt: tuple[str, ...] = ()
-    """Repositories, and prefixes that end with a slash, whose images are left as written."""
+    """Repositories, and prefixes that end with a slash, whose images are left as written.
+
+    They have a file of their own, beside the one with the other keys.
+    """
     allowed_registries: tuple[str, ...] = ()
     """The only registries, or globs of them, that are asked; empty: all but the denied ones."""
     denied_registries: tuple[str, ...] = ()
@@ -322,6 +325,13 @@ def _texts(value: object, _where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise ValueError("no list of texts")
     return tuple(value)
+
+
+def _elsewhere(_value: object, _where: str) -> object:
+    raise ConfigurationError(
+        "exempt: it has a file of its own, which the policy tagpin-require-digest reads too: "
+        "the key exempt of the ConfigMap, beside config.yaml, one pattern a line"
+    )
 
 
 def _networks(value: object, where: str) -> tuple[str, ...]:
@@ -493,6 +503,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "path": _matching(r"/\S+", "no absolute path"),
     "credentials_file": _matching(r"(/.*)?", "no absolute path"),
     "credentials_namespaces": _namespaces,
+    "exempt": _elsewhere,
     "no_proxy": _comma_separated,
     "allowed_registries": _hosts,
     "denied_registries": _hosts,

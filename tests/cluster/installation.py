@@ -238,8 +238,9 @@ class Replica:
 class Installation:
     """tagpin in a control plane, one replica or several.
 
-    `settings` are added to the ConfigMap's, `arguments` to the command line, and `components` of
-    manifests/components to the base. As a context manager it applies, starts and closes.
+    `settings` are added to the ConfigMap's (`exempt` is a list of patterns), `arguments` to the
+    command line, and `components` of manifests/components to the base. As a context manager it
+    applies, starts and closes.
     What it says of processes, logs and counters is of all replicas, unless it says otherwise.
     """
 
@@ -259,10 +260,12 @@ class Installation:
         self._control_plane = control_plane
         self._objects = kustomized(control_plane, components)
         template = self._object("Deployment")["spec"]["template"]
-        configuration = {
-            name: yaml.safe_dump((yaml.safe_load(text) or {}) | dict(settings or {}))
-            for name, text in self._object("ConfigMap")["data"].items()
-        }
+        given = dict(settings or {})
+        configuration = self._object("ConfigMap")["data"]
+        # In the ConfigMap as well, where the policies read it.
+        configuration["exempt"] = "\n".join(given.pop("exempt", ()))
+        written = yaml.safe_load(configuration["config.yaml"]) or {}
+        configuration = configuration | {"config.yaml": yaml.safe_dump(written | given)}
         container = template["spec"]["containers"][0]
         container["args"] += arguments
         self._new_replica = partial(

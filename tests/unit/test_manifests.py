@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tagpin.errors import InvalidReference
+from tagpin.policy import Rules, exempt_patterns
 from tagpin.reference import Digest
 from tagpin.settings import Settings
 
@@ -340,7 +341,7 @@ def test_the_command_reads_the_settings_that_are_mounted() -> None:
     assert CONTAINER["image"] == "tagpin"
     assert CONTAINER["command"] == ["tagpin"]
     assert CONTAINER["args"] == ["serve", "--config", "/etc/tagpin/config.yaml"]
-    assert list(base("ConfigMap")["data"]) == ["config.yaml"]
+    assert list(base("ConfigMap")["data"]) == ["config.yaml", "exempt"]
     assert volume("config") == {"configMap": {"name": base("ConfigMap")["metadata"]["name"]}}
     assert mount("config") == {"mountPath": "/etc/tagpin", "readOnly": True}
 
@@ -351,8 +352,17 @@ def test_the_settings_are_valid_with_and_without_their_examples() -> None:
 
     examples = yaml.safe_load(re.sub(r"^#(?=\S|  )", "", text, flags=re.MULTILINE))
 
-    assert examples.keys() == {"logLevel", "exempt", "registries", "staleIfError"}
+    assert examples.keys() == {"logLevel", "registries", "staleIfError"}
     Settings.from_mapping(examples)
+
+
+def test_what_is_exempt_is_valid_with_and_without_its_example() -> None:
+    text = base("ConfigMap")["data"]["exempt"]
+    assert exempt_patterns(text) == ()
+
+    (example,) = exempt_patterns(re.sub(r"^#(?=\S)", "", text, flags=re.MULTILINE))
+
+    Rules.from_settings([example], [])
 
 
 def test_names_and_places_are_those_that_tagpin_expects() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tagpin.errors import ConfigurationError
-from tagpin.policy import Decision, Mode, Rules, decide, leaves_alone
+from tagpin.policy import Decision, Mode, Rules, decide, exempt_patterns, leaves_alone
 from tagpin.reference import Reference
 from tagpin.workload import MIRROR_ANNOTATION
 
@@ -46,18 +46,20 @@ def test_every_image_is_pinned_unless_it_is_exempt() -> None:
     assert decide(Reference.parse("nginx"), RULES) is Decision.PIN
 
 
+HUB_NGINX = "docker.io/library/nginx"
+
+
 @pytest.mark.parametrize(
     ("pattern", "image"),
     [
-        ("nginx", "nginx"),
-        ("nginx", "nginx:1.25"),
-        ("nginx", "docker.io/library/nginx:1.25"),
-        ("nginx", "index.docker.io/nginx"),
-        ("docker.io/nginx", "nginx"),
-        ("index.docker.io/library/nginx", "nginx"),
-        ("library/nginx", "nginx"),
-        ("acme/app", "acme/app:1"),
-        ("acme/app", "docker.io/acme/app@sha256:" + "a" * 64),
+        (HUB_NGINX, "nginx"),
+        (HUB_NGINX, "nginx:1.25"),
+        (HUB_NGINX, "docker.io/library/nginx:1.25"),
+        (HUB_NGINX, "docker.io/nginx"),
+        (HUB_NGINX, "index.docker.io/nginx"),
+        (HUB_NGINX, "index.docker.io/library/nginx"),
+        ("docker.io/acme/app", "acme/app:1"),
+        ("docker.io/acme/app", "docker.io/acme/app@sha256:" + "a" * 64),
         ("registry.example.com/mesh/proxy", "registry.example.com/mesh/proxy:1"),
         ("registry.example.com/mesh/", "registry.example.com/mesh/proxy:1"),
         ("registry.example.com/mesh/", "registry.example.com/mesh/a/b/c:1"),
@@ -68,17 +70,12 @@ def test_every_image_is_pinned_unless_it_is_exempt() -> None:
         ("localhost:5000/", "localhost:5000/app"),
         ("docker.io/", "nginx"),
         ("docker.io/", "acme/app"),
-        ("index.docker.io/", "nginx"),
-        ("index.docker.io/", "docker.io/acme/app"),
-        ("docker.io/library/", "nginx"),
-        ("library/", "nginx:1.25"),
-        ("acme/", "acme/app"),
+        ("docker.io/library/", "nginx:1.25"),
+        ("docker.io/acme/", "acme/app"),
         ("docker.io/acme/", "acme/app/worker"),
-        ("Registry.Example.COM/mesh/proxy", "registry.example.com/mesh/proxy:1"),
         ("registry.example.com/mesh/proxy", "REGISTRY.example.com/mesh/proxy:1"),
-        ("REGISTRY.example.com/", "registry.EXAMPLE.com/app"),
-        ("MIRROR/", "MIRROR/app"),
-        ("[2001:DB8::1]/", "[2001:db8::1]/app"),
+        ("registry.example.com/", "registry.EXAMPLE.com/app"),
+        ("[2001:db8::1]/", "[2001:DB8::1]/app"),
     ],
 )
 def test_a_pattern_exempts_an_image(pattern: str, image: str) -> None:
@@ -88,14 +85,14 @@ def test_a_pattern_exempts_an_image(pattern: str, image: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "image"),
     [
-        ("nginx", "nginx-extras"),
-        ("nginx", "acme/nginx"),
-        ("nginx", "registry.example.com/library/nginx"),
-        ("nginx/", "nginx"),
-        ("acme/app", "acme/app2"),
-        ("acme/app", "acme/app/worker"),
-        ("acme/", "acme2/app"),
-        ("library/", "registry.example.com/library/nginx"),
+        (HUB_NGINX, "nginx-extras"),
+        (HUB_NGINX, "acme/nginx"),
+        (HUB_NGINX, "registry.example.com/library/nginx"),
+        (HUB_NGINX + "/", "nginx"),
+        ("docker.io/acme/app", "acme/app2"),
+        ("docker.io/acme/app", "acme/app/worker"),
+        ("docker.io/acme/", "acme2/app"),
+        ("docker.io/library/", "registry.example.com/library/nginx"),
         ("registry.example.com/", "registry.example.com.evil.test/app"),
         ("registry.example.com/", "registry.example.com:5000/app"),
         ("registry.example.com:5000/", "registry.example.com/app"),
@@ -110,8 +107,53 @@ def test_a_pattern_exempts_no_other_image(pattern: str, image: str) -> None:
     assert not exempts(pattern, image)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "full"),
+    [
+        ("nginx", HUB_NGINX),
+        ("library/nginx", HUB_NGINX),
+        ("docker.io/nginx", HUB_NGINX),
+        ("index.docker.io/library/nginx", HUB_NGINX),
+        ("nginx/", "docker.io/nginx/"),
+        ("acme/app", "docker.io/acme/app"),
+        ("acme/", "docker.io/acme/"),
+        ("index.docker.io/", "docker.io/"),
+        ("Registry.Example.COM/mesh/proxy", "registry.example.com/mesh/proxy"),
+        ("REGISTRY.example.com/", "registry.example.com/"),
+        ("[2001:DB8::1]/", "[2001:db8::1]/"),
+    ],
+)
+def test_a_pattern_is_written_in_full(pattern: str, full: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Rules.from_settings((pattern,), ())
+
+    assert str(error.value) == f"exempt: {pattern!r} is not in full: write {full!r}"
+    Rules.from_settings((full,), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("", ()),
+        ("# nothing yet\n", ()),
+        ("docker.io/acme/\n", ("docker.io/acme/",)),
+        ("docker.io/acme/", ("docker.io/acme/",)),
+        (
+            "docker.io/acme/  # ours\n\n \t\nregistry.test/mesh/",
+            ("docker.io/acme/", "registry.test/mesh/"),
+        ),
+        ("  docker.io/acme/\r\n#registry.test/\r\n", ("docker.io/acme/",)),
+        ("docker.io/acme/ registry.test/", ("docker.io/acme/ registry.test/",)),
+        ("docker.io/acme/\vregistry.test/", ("docker.io/acme/\vregistry.test/",)),
+        ("docker.io/acme/\rregistry.test/", ("docker.io/acme/\rregistry.test/",)),
+    ],
+)
+def test_the_file_has_a_pattern_a_line(text: str, patterns: tuple[str, ...]) -> None:
+    assert exempt_patterns(text) == patterns
+
+
 def test_one_of_many_patterns_is_enough() -> None:
-    rules = Rules.from_settings(("acme/", "nginx", "registry.example.com/mesh/"), ())
+    rules = Rules.from_settings(("docker.io/acme/", HUB_NGINX, "registry.example.com/mesh/"), ())
 
     decisions = [
         decide(Reference.parse(image), rules)

@@ -69,10 +69,9 @@ def test_settings_do_not_change() -> None:
         ("logLevel", "debug", "debug"),
         ("logLevel", "error", "error"),
         ("logFormat", "text", "text"),
-        ("exempt", [], ()),
-        ("exempt", ["nginx", "acme/"], ("nginx", "acme/")),
-        ("exempt", "nginx, acme/ ,", ("nginx", "acme/")),
-        ("exempt", "", ()),
+        ("deniedRegistries", [], ()),
+        ("deniedRegistries", "a.test, b.test ,", ("a.test", "b.test")),
+        ("deniedRegistries", "", ()),
         ("blockedNetworks", ["10.0.0.0/8"], ("10.0.0.0/8",)),
         ("certificateNames", "a.test,10.0.0.1", ("a.test", "10.0.0.1")),
         ("allowedRegistries", "docker.io, *.corp.example", ("docker.io", "*.corp.example")),
@@ -134,10 +133,9 @@ def test_a_good_value_is_read(key: str, value: Any, expected: Any) -> None:
         ("logLevel", "DEBUG", "none of debug, info, warning, error"),
         ("logLevel", None, "none of debug, info, warning, error"),
         ("logFormat", "xml", "none of json, text"),
-        ("exempt", 5, "no list of texts"),
-        ("exempt", None, "no list of texts"),
-        ("exempt", ["nginx", 5], "no list of texts"),
-        ("exempt", {"nginx": True}, "no list of texts"),
+        ("controllers", None, "no list of texts"),
+        ("controllers", ["ann", 5], "no list of texts"),
+        ("controllers", {"ann": True}, "no list of texts"),
         ("blockedNetworks", ["10.0.0.1/8"], "no list of networks: 10.0.0.1/8 has host bits set"),
         ("blockedNetworks", "nowhere", "no list of networks"),
         ("certificateNames", ["m\u00fcnchen.test"], "no list of names and addresses"),
@@ -496,7 +494,7 @@ def test_the_environment_sets_what_the_file_can() -> None:
         {
             "TAGPIN_LOG_LEVEL": "debug",
             "TAGPIN_STALE_IF_ERROR": "2h",
-            "TAGPIN_EXEMPT": "nginx,acme/",
+            "TAGPIN_ACR_HOSTS": "",
             "TAGPIN_WEBHOOK_PORT": "8443",
             "TAGPIN_RECORD_TTL": "10s",
             "TAGPIN_CONTROLLERS": "ann",
@@ -509,12 +507,20 @@ def test_the_environment_sets_what_the_file_can() -> None:
     assert settings == Settings(
         log_level="debug",
         stale_if_error=7200.0,
-        exempt=("nginx", "acme/"),
         webhook_port=8443,
         record_ttl=10.0,
         controllers=("ann",),
         cache_size=5,
     )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"exempt": ["nginx"]}, {"exempt": []}, Settings.from_environment({"TAGPIN_EXEMPT": ""})],
+)
+def test_what_is_exempt_is_told_where_it_belongs(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"^exempt: .* the key exempt of the ConfigMap, "):
+        Settings.from_mapping(values)
 
 
 def test_every_setting_but_lists_of_records_has_a_variable() -> None:

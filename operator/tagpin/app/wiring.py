@@ -34,7 +34,7 @@ from tagpin.identity.programs import Programs
 from tagpin.identity.providers import Providers
 from tagpin.keychain import Identity
 from tagpin.pinning import Pinner
-from tagpin.policy import Rules
+from tagpin.policy import Rules, exempt_patterns
 from tagpin.registry.client import RegistryClient
 from tagpin.registry.guard import DEFAULT_RULES, AddressRules
 from tagpin.registry.places import Places, RegistryPolicy, RegistrySettings
@@ -64,8 +64,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
-    """The file's keys, overridden by the environment's; raises ConfigurationError."""
+    """The file's keys, overridden by the environment's; raises ConfigurationError.
+
+    The file `exempt` beside it, if there is one, has what is left as written.
+    """
     values: dict[str, Any] = {}
+    exempt: tuple[str, ...] = ()
     if path is not None:
         try:
             text = path.read_text(encoding="utf-8")
@@ -75,7 +79,18 @@ def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ
         if not isinstance(document, dict | None):
             raise ConfigurationError(f"{path}: expected keys and values")
         values = document or {}
-    return Settings.from_mapping(values | Settings.from_environment(environment))
+        exempt = _read_exempt(path.with_name("exempt"))
+    settings = Settings.from_mapping(values | Settings.from_environment(environment))
+    return replace(settings, exempt=exempt)
+
+
+def _read_exempt(path: Path) -> tuple[str, ...]:
+    try:
+        return exempt_patterns(path.read_bytes().decode("utf-8"))  # line ends as they are
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no readable text: {error}") from error
 
 
 def _reason(error: Exception) -> str:

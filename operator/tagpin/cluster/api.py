@@ -19,6 +19,7 @@ from kubernetes.aio.client import ApiClient, ApiException, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from tagpin import __version__
+from tagpin.cluster.calls import Observer, told_to
 from tagpin.errors import ClusterError, ConfigurationError
 
 MERGE = "application/strategic-merge-patch+json"
@@ -31,17 +32,23 @@ MAX_TOLD = 500
 """Characters of a refusal that are repeated: admission webhooks of others may write it."""
 
 
-async def connect(kubeconfig: Path | None = None, *, connections: int = 64) -> ApiClient:
+async def connect(
+    kubeconfig: Path | None = None,
+    *,
+    connections: int = 64,
+    observe: Observer = lambda _: None,
+) -> ApiClient:
     """A client of the cluster that the kubeconfig names, else of the one that we run in.
 
     Asks nothing of the API yet, so it works while that is away. In a cluster, the token is read
-    again as it rotates. Raises ConfigurationError. Close the client with `disconnect`.
+    again as it rotates. `observe` is told of every request. Raises ConfigurationError. Close the
+    client with `disconnect`.
     """
     configuration = Configuration(
         connection_pool_maxsize=connections,
         # A proxy that the environment names leads to registries; NO_PROXY as aiohttp reads it has
         # no ranges, so the API server's address would not be excepted.
-        client_session_kwargs={"trust_env": False},
+        client_session_kwargs={"trust_env": False, "trace_configs": [told_to(observe)]},
     )
     try:
         if kubeconfig is None:

@@ -66,10 +66,37 @@ def test_a_file_or_a_variable_of_no_use_is_named(
     assert "s3cret" not in str(failure.value)
 
 
+def test_what_is_exempt_is_read_from_the_file_beside(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("logLevel: debug\n")
+    assert read_settings(file, {}).exempt == ()
+    (tmp_path / "exempt").write_text("# ours\ndocker.io/acme/\n")
+
+    settings = read_settings(file, {})
+
+    assert (settings.log_level, settings.exempt) == ("debug", ("docker.io/acme/",))
+
+
+def test_a_list_of_exempt_images_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("")
+    (tmp_path / "exempt").write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match="exempt is no readable text: 'utf-8' codec"):
+        read_settings(file, {})
+
+
+async def test_an_exempt_pattern_of_no_use_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("")
+    (tmp_path / "exempt").write_text("a b\n")
+    with pytest.raises(ConfigurationError, match="exempt: invalid image reference 'a b'"):
+        async with assemble(read_settings(file, {}), {}):
+            pass
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("exempt: ['a b']", "exempt: invalid image reference 'a b'"),
         ("registries: [{host: a.test, caFile: /nowhere}]", "caFile of a.test: '/nowhere'"),
         ("registries: [{host: a.test, caFile: %(here)s}]", "a.test"),
         ("registries: [{host: '*.a.test', http: true}]", "*.a.test: plain http is for a host"),
