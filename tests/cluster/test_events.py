@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,14 @@ import pytest
 from cluster.controlplane import ControlPlane
 from fakes.clock import FakeClock
 from tagpin.cluster.api import connect, disconnect
-from tagpin.cluster.events import MAX_NOTE, MAX_PER_NAMESPACE, QUIET, EventRecorder
+from tagpin.cluster.events import (
+    MAX_NOTE,
+    MAX_PER_NAMESPACE,
+    MAX_WAITING,
+    QUIET,
+    EventRecorder,
+    Fate,
+)
 from tagpin.policy import Mode
 from tagpin.verdict import Admission, Result, Verdict
 
@@ -45,11 +53,11 @@ class Recording:
     def __init__(self, control_plane: ControlPlane, namespace: str, clock: FakeClock) -> None:
         self.namespace = namespace
         self.clock = clock
-        self.dropped = 0
+        self.fates = Counter[Fate]()
         self._control_plane = control_plane
 
-    def drop(self) -> None:
-        self.dropped += 1
+    def observe(self, fate: Fate) -> None:
+        self.fates[fate] += 1
 
     def record(self, verdict: Verdict, *, dry_run: bool = False) -> None:
         self.recorder.record(admission(self.namespace, dry_run=dry_run), verdict, 0)
@@ -72,7 +80,7 @@ async def at_work(control_plane: ControlPlane, namespace: str) -> AsyncIterator[
     recording = Recording(control_plane, namespace, clock)
     client = await connect(control_plane.admin)
     recording.recorder = EventRecorder(
-        client, instance="tagpin-test", dropped=recording.drop, clock=clock
+        client, instance="tagpin-test", observe=recording.observe, clock=clock
     )
     writing = asyncio.create_task(recording.recorder.run())
     try:
@@ -126,7 +134,7 @@ async def test_one_namespace_cannot_flood_the_api(recording: Recording) -> None:
         recording.record(verdict(f"app:{number} does not exist"))
 
     assert len(await recording.until(MAX_PER_NAMESPACE)) == MAX_PER_NAMESPACE
-    assert recording.dropped == 20
+    assert recording.fates == {Fate.WRITTEN: MAX_PER_NAMESPACE, Fate.LIMITED: 20}
 
 
 async def test_a_dry_run_writes_nothing(recording: Recording) -> None:
@@ -143,4 +151,31 @@ async def test_an_event_that_cannot_be_written_holds_up_no_other(recording: Reco
 
     (event,) = await recording.until(1)
     assert len(event["message"]) == MAX_NOTE
-    assert recording.dropped == 1
+    assert recording.fates == {Fate.GONE: 1, Fate.WRITTEN: 1}
+
+
+async def test_of_events_that_wait_too_many_are_not_written(recording: Recording) -> None:
+    """A namespace may have a hundred at once, so it takes several."""
+    for number in range(MAX_WAITING + 20):
+        namespace = f"{recording.namespace}-{number // MAX_PER_NAMESPACE}"
+        recording.recorder.record(admission(namespace), verdict(f"app:{number}"), 0)
+
+    assert recording.fates == {Fate.CROWDED: 20}
+
+
+async def test_an_event_that_the_api_refuses_is_counted_as_that(
+    control_plane: ControlPlane, recording: Recording
+) -> None:
+    stranger = await connect(control_plane.kubeconfig("nobody"))
+    recorder = EventRecorder(stranger, instance="tagpin-test", observe=recording.observe)
+    writing = asyncio.create_task(recorder.run())
+
+    recorder.record(admission(recording.namespace), verdict("app:1 does not exist"), 0)
+
+    async with asyncio.timeout(10):
+        while not recording.fates:  # noqa: ASYNC110 - it is told by a counter
+            await asyncio.sleep(0.02)
+    assert recording.fates == {Fate.FAILED: 1}
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await disconnect(stranger)

@@ -1,23 +1,37 @@
-"""What `/metrics` tells. Labels are small closed sets, and registries up to a bound."""
+"""What `/metrics` tells. Labels are small closed sets, and registries up to a bound.
 
-from collections.abc import Iterable
+Every series whose labels are known beforehand is there from the start, at zero: Prometheus sees
+no increase in a series that begins at one.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
 
 from tagpin import __version__
 from tagpin.cache import Use
+from tagpin.cluster.calls import Call
+from tagpin.cluster.events import Fate
 from tagpin.cluster.ledger import Write
-from tagpin.pins import Failure
+from tagpin.errors import Reason
+from tagpin.pins import Failure, Source
+from tagpin.policy import Mode
 from tagpin.registry.manifest import Oddity
 from tagpin.registry.transport import Exchange
-from tagpin.verdict import Admission, Verdict
+from tagpin.verdict import Admission, Result, Verdict
 
 KNOWN = (
     "docker.io",
@@ -36,11 +50,24 @@ OTHER = "other"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
+DELAY_PERIOD = 1.0
+"""Seconds between two measurements of the event loop's delay."""
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where a container of Linux finds its own limit (cgroup v2)."""
+
+
+def memory_limit(file: Path = MEMORY_LIMIT) -> float:
+    """How many bytes this process may have; infinity where nobody says."""
+    try:
+        return float(file.read_text())
+    except (OSError, ValueError):  # "max", among others
+        return math.inf
+
 
 class Metrics:
     """The metrics of one process; `registries` are the listed ones, as references name them."""
 
-    def __init__(self, registries: Iterable[str] = ()) -> None:
+    def __init__(self, registries: Iterable[str] = (), *, memory_limit: float = math.inf) -> None:
         disable_created_metrics()  # a second series for each
         self._registry = CollectorRegistry()
         self._registries = {*KNOWN, *registries}
@@ -67,6 +94,12 @@ class Metrics:
             "tagpin_images_unpinned",
             "Images without a digest, by reason.",
             ["mode", "reason"],
+            registry=self._registry,
+        )
+        self.faults = Counter(
+            "tagpin_faults",
+            "Faults of tagpin's own in decisions; the log has a traceback of each.",
+            ["mode"],
             registry=self._registry,
         )
         self.refused_requests = Counter(
@@ -118,7 +151,7 @@ class Metrics:
         )
         self.ledger_reads = Counter(
             "tagpin_ledger_reads",
-            "Look-ups of records of revisions: in memory, or (miss) from the API.",
+            "Look-ups of records of revisions: in memory, or (miss, shared) from the API.",
             ["use"],
             registry=self._registry,
         )
@@ -158,11 +191,40 @@ class Metrics:
         self.leader = Gauge(
             "tagpin_leader", "Whether this replica prunes records.", registry=self._registry
         )
-        self.events_dropped = Counter(
-            "tagpin_events_dropped",
-            "Events on workloads that were not written.",
+        self.events = Counter(
+            "tagpin_events",
+            "Events on workloads and pods, by what became of them.",
+            ["result"],
             registry=self._registry,
         )
+        self.api_requests = Counter(
+            "tagpin_kubernetes_requests",
+            "Requests to the Kubernetes API; code is a status or its class, or why none came.",
+            ["verb", "resource", "code"],
+            registry=self._registry,
+        )
+        self.api_seconds = Histogram(
+            "tagpin_kubernetes_request_duration_seconds",
+            "Time until the Kubernetes API began to answer.",
+            ["verb"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.loop_delay = Histogram(
+            "tagpin_event_loop_delay_seconds",
+            "How long what was due had to wait for its turn; measured once a second.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        Gauge(
+            "tagpin_tasks", "Tasks that are under way in the event loop.", registry=self._registry
+        ).set_function(_tasks)
+        Gauge(
+            "tagpin_memory_limit_bytes",
+            "What this process may have (its container's limit); infinite if nobody says.",
+            registry=self._registry,
+        ).set(memory_limit)
+        ProcessCollector(registry=self._registry)
         self.certificate_expiry = Gauge(
             "tagpin_certificate_expiry_timestamp_seconds",
             "When the serving certificate expires, in Unix time.",
@@ -174,12 +236,32 @@ class Metrics:
         Gauge("tagpin_build_info", "The version.", ["version"], registry=self._registry).labels(
             __version__
         ).set(1)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        known: dict[Counter | Histogram, tuple[Iterable[str], ...]] = {
+            self.admissions: (Mode, Result),
+            self.admission_seconds: (Mode,),
+            self.images_pinned: (Mode, Source),
+            self.images_unpinned: (Mode, Reason),
+            self.faults: (Mode,),
+            self.cache_uses: (Use,),
+            self.ledger_reads: ((Use.HIT, Use.MISS, Use.SHARED),),
+            self.ledger_writes: (Write,),
+            self.pods_unrecorded: (Mode,),
+            self.pods_unproven: (Mode,),
+            self.events: (Fate,),
+        }
+        for metric, values in known.items():
+            for labels in itertools.product(*values):
+                metric.labels(*labels)
 
     def observe_admission(self, admission: Admission, verdict: Verdict, seconds: float) -> None:
         """Count one decision (`tagpin.cluster.admission.Observer`)."""
         mode = admission.mode.value
         self.admissions.labels(mode, verdict.result.value).inc()
         self.admission_seconds.labels(mode).observe(seconds)
+        self.faults.labels(mode).inc(len(verdict.faults))
         standing = verdict.standing
         if standing.is_fault:
             self.pods_unrecorded.labels(mode).inc()
@@ -216,6 +298,31 @@ class Metrics:
         """Count one write of a record."""
         self.ledger_writes.labels(result.value).inc()
 
+    def observe_event(self, fate: Fate) -> None:
+        """Count what became of one Event."""
+        self.events.labels(fate.value).inc()
+
+    def observe_call(self, call: Call) -> None:
+        """Count one request to the Kubernetes API."""
+        self.api_requests.labels(call.verb, call.resource, call.code).inc()
+        self.api_seconds.labels(call.verb).observe(call.seconds)
+
+    async def measure_delay(
+        self, period: float = DELAY_PERIOD, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Measure again and again how late the event loop is, until cancelled."""
+        while True:
+            due = clock() + period
+            await asyncio.sleep(period)
+            self.loop_delay.observe(max(0.0, clock() - due))
+
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # no event loop: somebody only looks at the names
+        return 0

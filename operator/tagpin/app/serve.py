@@ -75,6 +75,7 @@ async def _serve(settings: Settings) -> None:
             asyncio.create_task(operator.certificate.run()),
             asyncio.create_task(operator.events.run()),
             asyncio.create_task(operator.election.run()),
+            asyncio.create_task(operator.metrics.measure_delay()),
         ]
         try:
             health = serve_health(

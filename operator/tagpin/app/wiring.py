@@ -16,7 +16,7 @@ import kopf
 import yaml
 
 from tagpin.app.logs import log_decision
-from tagpin.app.metrics import Metrics
+from tagpin.app.metrics import Metrics, memory_limit
 from tagpin.app.proxies import proxies as proxies_of
 from tagpin.cluster import admission
 from tagpin.cluster.api import connect, disconnect
@@ -131,13 +131,13 @@ async def assemble(
     """Build a serving process; raises ConfigurationError before anything has begun."""
     kubeconfig = environment.get("KUBECONFIG")
     listed = _listed(settings)
-    metrics = Metrics(registry.host for registry in listed)
+    metrics = Metrics((registry.host for registry in listed), memory_limit=memory_limit())
     rules = Rules.from_settings(settings.exempt, (PROTECTED, settings.namespace))
     async with AsyncExitStack() as stack:
         resolver, own = await stack.enter_async_context(
             _registries(settings, listed, environment, metrics)
         )
-        api = await connect(Path(kubeconfig) if kubeconfig else None)
+        api = await connect(Path(kubeconfig) if kubeconfig else None, observe=metrics.observe_call)
         stack.push_async_callback(disconnect, api)
         pull_secrets = ClusterPullSecrets(api, own=own)
         stack.push_async_callback(pull_secrets.close)
@@ -161,7 +161,7 @@ async def assemble(
             stale_if_error=settings.stale_if_error,
             budget=settings.budget,
         )
-        events = EventRecorder(api, instance=settings.pod_name, dropped=metrics.events_dropped.inc)
+        events = EventRecorder(api, instance=settings.pod_name, observe=metrics.observe_event)
         certificate = CertificateKeeper(
             api,
             names=_certificate_names(settings),

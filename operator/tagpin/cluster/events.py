@@ -5,6 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import StrEnum
+from http import HTTPStatus
 
 from cachetools import TTLCache
 from kubernetes.aio.client import (
@@ -34,7 +36,23 @@ NOT_PINNED = "ImageNotPinned"
 NOT_RECORDED = "ImageNotRecorded"
 PINNED = "ImagePinned"
 
+_TERMINATING = "NamespaceTerminating"
+
 log = logging.getLogger(__name__)
+
+
+class Fate(StrEnum):
+    """What became of an Event: a closed set, for metrics."""
+
+    WRITTEN = "written"
+    LIMITED = "limited"
+    """Its namespace had `MAX_PER_NAMESPACE` already."""
+    CROWDED = "crowded"
+    """`MAX_WAITING` others waited to be written."""
+    GONE = "gone"
+    """Its namespace goes away, and takes no Events any more: no fault of anybody's."""
+    FAILED = "failed"
+    """The API server refused it, or did not answer."""
 
 
 class EventRecorder:
@@ -45,12 +63,12 @@ class EventRecorder:
         client: ApiClient,
         *,
         instance: str,
-        dropped: Callable[[], None] = lambda: None,
+        observe: Callable[[Fate], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._core = CoreV1Api(client)
         self._instance = instance
-        self._dropped = dropped
+        self._observe = observe
         self._waiting: asyncio.Queue[tuple[str, CoreV1Event]] = asyncio.Queue(MAX_WAITING)
         self._written: TTLCache[tuple[str, ...], bool] = TTLCache(MAX_QUIET, QUIET, timer=clock)
         self._spent: TTLCache[str, int] = TTLCache(MAX_QUIET, QUIET, timer=clock)
@@ -75,12 +93,12 @@ class EventRecorder:
         if key in self._written:
             return
         if spent >= MAX_PER_NAMESPACE:
-            self._dropped()
+            self._observe(Fate.LIMITED)
             return
         try:
             self._waiting.put_nowait((namespace, event))
         except asyncio.QueueFull:
-            self._dropped()
+            self._observe(Fate.CROWDED)
         else:
             self._written[key] = True
             self._spent[namespace] = spent + 1
@@ -93,9 +111,10 @@ class EventRecorder:
                 async with asking(f"write an Event in {namespace}"):
                     await self._core.create_namespaced_event(namespace, event)
             except ClusterError as error:
-                self._dropped()
-                # A namespace that is going away takes no Events: no fault of anybody's.
+                self._observe(Fate.GONE if _is_going_away(error) else Fate.FAILED)
                 log.debug("an Event is lost", extra={"error": str(error)})
+            else:
+                self._observe(Fate.WRITTEN)
 
     def _event(self, involved: V1ObjectReference, kind: str, reason: str, note: str) -> CoreV1Event:
         now = datetime.now(UTC)
@@ -113,6 +132,10 @@ class EventRecorder:
             reporting_component="tagpin.dev/webhook",
             reporting_instance=self._instance,
         )
+
+
+def _is_going_away(error: ClusterError) -> bool:
+    return error.status == HTTPStatus.NOT_FOUND or _TERMINATING in error.causes
 
 
 def _workload(admission: Admission, verdict: Verdict) -> V1ObjectReference:

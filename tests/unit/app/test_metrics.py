@@ -1,12 +1,18 @@
 """What /metrics tells, and that its labels stay few."""
 
+import asyncio
+import math
 import re
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tagpin.app.metrics import Metrics
+from tagpin.app.metrics import Metrics, memory_limit
 from tagpin.cache import Use
+from tagpin.cluster.calls import Call
+from tagpin.cluster.events import Fate
 from tagpin.cluster.ledger import Write
 from tagpin.errors import Reason
 from tagpin.pins import Failure, Pin, Source
@@ -71,7 +77,7 @@ def test_the_ledger_is_counted_by_how_it_was_read_and_what_became_of_writes() ->
     text = metrics.exposition().decode()
     reads = re.findall(r'tagpin_ledger_reads_total\{use="(.*)"\} (.*)', text)
     writes = re.findall(r'tagpin_ledger_writes_total\{result="(.*)"\} (.*)', text)
-    assert dict(reads) == {"hit": "2.0", "miss": "1.0"}
+    assert dict(reads) == {"hit": "2.0", "miss": "1.0", "shared": "0.0"}
     assert dict(writes) == {
         "created": "1.0",
         "appended": "1.0",
@@ -120,3 +126,90 @@ def test_a_pod_that_may_not_speak_for_its_revision_is_counted() -> None:
 
     counted = f'tagpin_pods_unproven_total{{mode="{ADMISSION.mode.value}"}} 1.0'
     assert counted in metrics.exposition().decode()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_may_be_counted_is_there_from_the_start(mode: Mode) -> None:
+    """Prometheus sees no increase in a series that begins at one."""
+    text = Metrics().exposition().decode()
+
+    for reason in Reason:
+        assert f'tagpin_images_unpinned_total{{mode="{mode}",reason="{reason}"}} 0.0' in text
+    for source in Source:
+        assert f'tagpin_images_pinned_total{{mode="{mode}",source="{source}"}} 0.0' in text
+    for result in Result:
+        assert f'tagpin_admissions_total{{mode="{mode}",result="{result}"}} 0.0' in text
+    for name in ("faults", "pods_unrecorded", "pods_unproven"):
+        assert f'tagpin_{name}_total{{mode="{mode}"}} 0.0' in text
+    for fate in Fate:
+        assert f'tagpin_events_total{{result="{fate}"}} 0.0' in text
+
+
+def test_faults_of_our_own_are_counted_apart_from_refusals() -> None:
+    metrics = Metrics()
+    faults = (ZeroDivisionError(), KeyError())
+
+    metrics.observe_admission(ADMISSION, Verdict(Result.BROKEN, faults=faults), 0.002)
+    metrics.observe_admission(ADMISSION, Verdict(Result.REFUSED), 0.002)
+
+    assert 'tagpin_faults_total{mode="pin"} 2.0' in metrics.exposition().decode()
+
+
+def test_what_is_asked_of_kubernetes_and_what_becomes_of_events_is_counted() -> None:
+    metrics = Metrics()
+
+    metrics.observe_call(Call("get", "secrets", "timeout", 4.0))
+    metrics.observe_event(Fate.CROWDED)
+
+    text = metrics.exposition().decode()
+    asked = 'tagpin_kubernetes_requests_total{code="timeout",resource="secrets",verb="get"} 1.0'
+    assert asked in text
+    assert 'tagpin_kubernetes_request_duration_seconds_bucket{le="5.0",verb="get"} 1.0' in text
+    assert 'tagpin_kubernetes_request_duration_seconds_bucket{le="2.5",verb="get"} 0.0' in text
+    assert 'tagpin_events_total{result="crowded"} 1.0' in text
+
+
+async def test_the_process_is_measured_too() -> None:
+    metrics = Metrics(memory_limit=512 * 2**20)
+
+    text = metrics.exposition().decode()
+
+    assert float(value(text, "tagpin_tasks")) == len(asyncio.all_tasks())
+    assert float(value(text, "tagpin_memory_limit_bytes")) == 512 * 2**20
+    assert float(value(text, "process_resident_memory_bytes")) > 2**20
+    assert float(value(text, "process_open_fds")) > 0
+
+
+async def test_an_event_loop_that_is_held_up_is_told_of() -> None:
+    metrics = Metrics()
+    measuring = asyncio.create_task(metrics.measure_delay(period=0.01))
+    await asyncio.sleep(0.005)
+
+    time.sleep(0.3)  # noqa: ASYNC251 - what a blocking call does
+
+    await asyncio.sleep(0.05)
+    measuring.cancel()
+    text = metrics.exposition().decode()
+    count, short = (
+        float(value(text, f"tagpin_event_loop_delay_seconds_{which}"))
+        for which in ("count", 'bucket{le="0.25"}')
+    )
+    assert count - short == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"), [("536870912\n", 2**29), ("max\n", math.inf), (None, math.inf)]
+)
+def test_the_memory_limit_is_the_containers(
+    tmp_path: Path, content: str | None, limit: float
+) -> None:
+    file = tmp_path / "memory.max"
+    if content is not None:
+        file.write_text(content)
+
+    assert memory_limit(file) == limit
+
+
+def value(text: str, series: str) -> str:
+    (found,) = [line for line in text.splitlines() if line.startswith(f"{series} ")]
+    return found.rpartition(" ")[2]
