@@ -40,7 +40,7 @@ tools: $(READY) ## Build the real programs of the cluster tests into a per-user 
 .PHONY: test
 test: $(READY) tools ## Run every test
 	@# Two halves at once: that of the control plane mostly waits, and is shown as it goes.
-	@$(BIN)/pytest tests/unit tests/contract tests/fuzz >$(VENV)/test.log 2>&1 & half=$$!; \
+	@$(BIN)/pytest tests/unit tests/contract tests/fuzz tests/flow >$(VENV)/test.log 2>&1 & half=$$!; \
 	$(BIN)/pytest tests/cluster; status=$$?; \
 	wait $$half || status=1; cat $(VENV)/test.log; exit $$status
 

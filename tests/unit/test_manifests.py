@@ -95,6 +95,8 @@ CLUSTER_WIDE = {
     "base/clusterrole.yaml": "tagpin",
     "base/clusterrolebinding.yaml": "tagpin",
     "base/mutatingwebhookconfiguration.yaml": "tagpin",
+    "base/prioritylevelconfiguration.yaml": "tagpin",
+    "base/flowschema.yaml": "tagpin",
     "crd/customresourcedefinition.yaml": "imagepins.tagpin.dev",
     "crd/clusterrole.yaml": "tagpin-view",
 }
