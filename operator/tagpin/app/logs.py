@@ -3,7 +3,9 @@
 import itertools
 import logging
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +20,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 MAX_PINS = 50
 """Images of one pod that its line names."""
+
+MAX_ALIKE = 30
+"""Warnings, or errors, from one place in the code within `PERIOD`; more are left out."""
+PERIOD = 60.0
 
 decisions = logging.getLogger("tagpin.decisions")
 
@@ -51,9 +57,48 @@ class Text(logging.Formatter):
         return line
 
 
+class Bounded(logging.Filter):
+    """Lets a place in the code warn only `MAX_ALIKE` times within `PERIOD`.
+
+    Whoever creates pods chooses hosts that cannot be reached, and whoever reaches the port sends
+    what is no review: neither must fill the disk. The first line that passes again says in
+    `left_out` how many did not. Lines of decisions all pass: that there is one for each is the
+    point of them, and they are no more than pods.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._places: dict[tuple[str, int], _Place] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record may be written."""
+        if record.levelno < logging.WARNING or record.name == decisions.name:
+            return True
+        place = self._places.setdefault((record.pathname, record.lineno), _Place())
+        now = self._clock()
+        if now - place.since >= PERIOD:
+            place.since, place.passed = now, 0
+        if place.passed >= MAX_ALIKE:
+            place.left_out += 1
+            return False
+        place.passed += 1
+        if place.left_out:
+            record.left_out, place.left_out = place.left_out, 0
+        return True
+
+
+@dataclass(slots=True)
+class _Place:
+    since: float = -PERIOD
+    passed: int = 0
+    left_out: int = 0
+
+
 def configure(level: str, style: str) -> None:
     """Send everything to stderr, in one format."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Bounded())
     handler.setFormatter(JsonLines() if style == "json" else Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf logs every admission twice, and every refusal as a failure of its handler.

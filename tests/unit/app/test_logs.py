@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tagpin.app.logs import JsonLines, Text, log_decision
+from fakes.clock import FakeClock
+from tagpin.app.logs import MAX_ALIKE, PERIOD, Bounded, JsonLines, Text, log_decision
 from tagpin.errors import Reason
 from tagpin.pins import Failure
 from tagpin.policy import Mode
@@ -154,3 +155,40 @@ def test_a_traceback_stays_with_its_line() -> None:
 
     assert "ZeroDivisionError: a fault" in json.loads(JsonLines().format(failed))["traceback"]
     assert "ZeroDivisionError: a fault" in Text().format(failed)
+
+
+def written(bounded: Bounded, *lines: int, level: int = logging.WARNING) -> list[Any]:
+    """What is written of a warning from each of these lines of the code: its `left_out`."""
+    records = [
+        logging.LogRecord("tagpin.x", level, "x.py", line, "x", None, None) for line in lines
+    ]
+    return [getattr(each, "left_out", 0) for each in records if bounded.filter(each)]
+
+
+def test_a_place_that_warns_without_end_is_not_written_without_end() -> None:
+    clock = FakeClock()
+    bounded = Bounded(clock)
+
+    assert written(bounded, *[1] * 1000) == [0] * MAX_ALIKE
+    assert written(bounded, 2) == [0]
+
+    clock.advance(PERIOD)
+    assert written(bounded, 1, 1) == [1000 - MAX_ALIKE, 0]
+
+
+@pytest.mark.parametrize(("level", "count"), [(logging.ERROR, MAX_ALIKE), (logging.INFO, 1000)])
+def test_what_warns_of_nothing_is_not_bounded(level: int, count: int) -> None:
+    assert len(written(Bounded(), *[1] * 1000, level=level)) == count
+
+
+def test_every_decision_has_its_line_however_many_there_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bounded = Bounded(FakeClock())
+    caplog.handler.addFilter(bounded)
+    with caplog.at_level(logging.INFO, logger="tagpin.decisions"):
+        for _ in range(100):
+            log_decision(ADMISSION, REFUSED, 0.01)
+    caplog.handler.removeFilter(bounded)
+
+    assert [each.levelname for each in caplog.records] == ["WARNING"] * 100
