@@ -51,6 +51,8 @@ class Module:
     """Program name → Go package."""
     stamps: Mapping[str, str]
     """Linker variable → value, in which {version}, {major} and {minor} are filled in."""
+    tags: str = ""
+    """Build tags, which leave out what is not needed."""
 
     @property
     def folder(self) -> Path:
@@ -77,6 +79,7 @@ class Module:
     def go_arguments(self, package: str, output: str) -> list[str]:
         """What to call go with, in `folder`, to build `package` into the file `output`."""
         flags = ["-v", "-trimpath", "-buildvcs=false", "-ldflags", self.linker_flags]
+        flags += [f"-tags={self.tags}"] if self.tags else []
         return ["build", *flags, "-o", output, package]
 
     @property
@@ -137,6 +140,13 @@ MODULES = (
         source="sigs.k8s.io/kwok",
         programs={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
         stamps={},
+    ),
+    Module(
+        name="prometheus",
+        source="github.com/prometheus/prometheus",
+        programs={"promtool": "github.com/prometheus/prometheus/cmd/promtool"},
+        stamps={"github.com/prometheus/common/version.Version": "{version}"},
+        tags="remove_all_sd",  # the discovery of scrape targets in a score of clouds
     ),
 )
 
