@@ -142,6 +142,12 @@ MODULES = (
         stamps={},
     ),
     Module(
+        name="helm",
+        source="helm.sh/helm/v4",
+        programs={"helm": "helm.sh/helm/v4/cmd/helm"},
+        stamps={"helm.sh/helm/v4/internal/version.version": "{version}"},
+    ),
+    Module(
         name="prometheus",
         source="github.com/prometheus/prometheus",
         programs={"promtool": "github.com/prometheus/prometheus/cmd/promtool"},
