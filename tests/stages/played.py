@@ -51,7 +51,7 @@ def played(narrator: Narrator, **settings: str) -> Iterator["PlayedStage"]:
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tagpin-played-")))
-        run = stack.enter_context(_LoopThread()).run
+        run = stack.enter_context(LoopThread()).run
         servers = AsyncExitStack()
         stack.callback(lambda: run(servers.aclose()))
         webhook_port, health_port = free_ports(2)
@@ -112,7 +112,7 @@ def _is_ready(health_port: int) -> bool:
         connection.close()
 
 
-class _LoopThread:
+class LoopThread:
     """An event loop in a thread of its own, as a context manager."""
 
     def __init__(self) -> None:
