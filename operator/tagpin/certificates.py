@@ -112,6 +112,19 @@ class Material:
         bundle = data.get(CA_CERTIFICATE)
         return cls(serving, frozenset(parse_certificates(bundle) if bundle else ()))
 
+    def is_trusted_by(self, authorities: Iterable[x509.Certificate]) -> bool:
+        """Whether clients that trust these CAs accept the chain; or any client, see above."""
+        return not self.authorities or any(map(self._ends_at, authorities))
+
+    @property
+    def authority_expires(self) -> datetime | None:
+        """When the CA stops being valid that the chain ends at, in UTC; None if it is not known."""
+        issuers = filter(self._ends_at, self.authorities)
+        return max((each.not_valid_after_utc for each in issuers), default=None)
+
+    def _ends_at(self, authority: x509.Certificate) -> bool:
+        return any(_is_issued_by(each, authority) for each in self.serving.chain)
+
 
 @dataclass(frozen=True, slots=True)
 class Renewal:

@@ -6,6 +6,9 @@ what it wrote. The Secret is also mounted, so that a replica can start while the
 
 A certificate of other CAs than those served under so far is loaded only once the webhook
 configuration has had these in every caBundle for a while.
+
+Where cert-manager keeps the Secret or the caBundle, which its annotations say, nothing is written
+there.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from kubernetes.aio.client import (
 
 from tagpin.certificates import (
     CA_CERTIFICATE,
+    CA_KEY,
     CERTIFICATE,
     KEY,
     Material,
@@ -41,6 +45,7 @@ from tagpin.certificates import (
     to_pem,
 )
 from tagpin.cluster.api import MERGE, Event, asking, watch
+from tagpin.cluster.clients import Clients
 from tagpin.cluster.context import LiveContext
 from tagpin.errors import ClusterError, ConfigurationError
 
@@ -50,6 +55,10 @@ LONGEST_WAIT = 30.0
 """Seconds between two attempts while something is wrong."""
 FIELD_MANAGER = "tagpin"
 REMEDY = "apply tagpin's manifests again (kubectl apply -k manifests/base)"
+CERTIFICATE_NAME = "cert-manager.io/certificate-name"
+"""cert-manager annotates so the Secrets that it fills; a ca.key in there is a left-over of ours."""
+INJECTED = ("cert-manager.io/inject-ca-from", "cert-manager.io/inject-ca-from-secret")
+"""The annotations of a configuration whose caBundle cert-manager's cainjector writes."""
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +84,7 @@ class CertificateKeeper:
         volume_interval: float = 10.0,
         api_interval: float = 300.0,
         settling: float = 10.0,
+        clients: Clients | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare one; nothing is read or asked before `run`.
@@ -89,6 +99,7 @@ class CertificateKeeper:
             volume_interval: seconds between two looks at the directory.
             api_interval: seconds between two looks at the Secret and the configuration.
             settling: seconds until all API servers have noticed a changed caBundle.
+            clients: who may call; without, everybody.
             clock: tells the time, in UTC.
         """
         self._core = CoreV1Api(client)
@@ -105,7 +116,7 @@ class CertificateKeeper:
 
         self.ready = asyncio.Event()
         """Set once the first certificate is loaded."""
-        self._tls = LiveContext()
+        self._tls = LiveContext(clients)
         self._problems = _Problems()
         self._lock = asyncio.Lock()
         self._on_volume: dict[str, bytes] = {}
@@ -118,13 +129,23 @@ class CertificateKeeper:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """For the listener; one object for ever. Before `ready`, it refuses handshakes."""
-        return self._tls.outer
+        """For the next handshake. Before `ready`, it is refused."""
+        return self._tls.current
 
     @property
     def expires(self) -> datetime | None:
         """When the served certificate stops being valid, in UTC; None before `ready`."""
         return self._served.serving.expires if self._served else None
+
+    @property
+    def ca_expires(self) -> datetime | None:
+        """The same of its CA; None where that is not known either."""
+        return self._served.authority_expires if self._served else None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether every caBundle, as last seen, has the CA of the served certificate."""
+        return self._served is not None and self._served.is_trusted_by(self._published)
 
     def is_valid(self, now: datetime) -> bool:
         """Whether a certificate is served that is valid at `now`."""
@@ -142,7 +163,8 @@ class CertificateKeeper:
         time = asyncio.get_running_loop().time
         failures, due = 0, 0.0
         while True:
-            self._look_at_volume()
+            if self._look_at_volume():
+                due = 0.0  # the Secret was written, and may want more
             if time() >= due:
                 try:
                     await self._reconcile()
@@ -178,13 +200,13 @@ class CertificateKeeper:
     async def _follow_configuration(self) -> None:
         """Repair the configuration as it is now, then at each change, until the watch ends."""
         configuration = await self._read_configuration()
-        if configuration is not None and self._differing(configuration):
+        if configuration is not None and self._is_amiss(configuration):
             await self._reconcile()
         async with aclosing(self._events(configuration)) as events:
             async for event in events:
                 if event.type == "DELETED":
                     self._configuration_is_missing()
-                elif self._differing(_parsed(event)):
+                elif self._is_amiss(_parsed(event)):
                     await self._reconcile()
                     # Should someone else insist on another caBundle, this is the pace.
                     await asyncio.sleep(min(1.0, self._api_interval))
@@ -207,15 +229,22 @@ class CertificateKeeper:
         In this order: the caBundle is never written from an older Secret than the newest.
         """
         async with self._lock:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    await self._renew_secret()
-                    await self._publish()
-                except ClusterError as error:
-                    if error.status != HTTPStatus.CONFLICT or attempt == ATTEMPTS:
-                        raise
-                else:
-                    return
+            try:
+                await self._renew_and_publish()
+            finally:
+                # Not before: whoever has just started is called as soon as it serves.
+                self._serve_newest()
+
+    async def _renew_and_publish(self) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._renew_secret()
+                await self._publish()
+            except ClusterError as error:
+                if error.status != HTTPStatus.CONFLICT or attempt == ATTEMPTS:
+                    raise
+            else:
+                return
 
     async def _renew_secret(self) -> None:
         name = f"Secret {self._namespace}/{self._secret}"
@@ -224,10 +253,12 @@ class CertificateKeeper:
                 secret = await self._core.read_namespaced_secret(self._secret, self._namespace)
         except ClusterError as error:
             if error.status == HTTPStatus.NOT_FOUND:
-                raise ClusterError(f"{name} does not exist: {REMEDY}", error.status) from error
+                remedy = f"{REMEDY}; if cert-manager makes it, see its Certificates there"
+                raise ClusterError(f"{name} does not exist: {remedy}", error.status) from error
             raise
         data = {key: base64.b64decode(value) for key, value in (secret.data or {}).items()}
-        renewal = renewed(data, self._names, self._clock(), self._settled())
+        is_kept = CERTIFICATE_NAME in _annotations(secret)
+        renewal = None if is_kept else renewed(data, self._names, self._clock(), self._settled())
         if renewal is None:
             self._take(data, name)
             return
@@ -250,17 +281,21 @@ class CertificateKeeper:
         log.info("wrote %s, because %s", name, " and ".join(renewal.reasons))
         self._take(renewal.data, name)
 
-    def _look_at_volume(self) -> None:
+    def _look_at_volume(self) -> bool:
+        """Serve what is mounted, if that is new; whether anything in there has changed."""
         if self._directory is None:
-            return
+            return False
         try:
             data = read_volume(self._directory)
         except OSError as error:
             self._problems.found("volume", f"cannot read {self._directory}: {error}")
-            return
-        if data != self._on_volume:
-            self._on_volume = data
-            self._take(data, str(self._directory), may_lag=True)
+            return False
+        if data == self._on_volume:
+            return False
+        self._on_volume = data
+        self._take(data, str(self._directory), may_lag=True)
+        self._serve_newest()
+        return True
 
     def _take(self, data: Mapping[str, bytes], origin: str, *, may_lag: bool = False) -> None:
         """Make this the newest material, if it is sound; a volume may lag behind the API."""
@@ -275,22 +310,23 @@ class CertificateKeeper:
         if may_lag and self._newest is not None and _issued(material) < _issued(self._newest):
             return
         self._newest = material
-        self._serve_newest()
 
     # What is served
 
     def _serve_newest(self) -> None:
-        """Load the newest certificate, unless a valid one is served and clients trust only that."""
+        """Load the newest certificate, unless a valid one is served that clients trust more."""
         old, new, now = self._served, self._newest, self._clock()
         if new is None or new == old:
             return
         if old is not None and old.serving == new.serving:
             self._served = new
             return
-        if old is not None and old.serving.is_valid(now):
-            is_trusted = new.authorities <= old.authorities or new.authorities <= self._settled()
-            if not (new.serving.is_valid(now) and is_trusted):
-                return
+        if (
+            old is not None
+            and old.serving.is_valid(now)
+            and not (new.serving.is_valid(now) and self._may_succeed(new, old))
+        ):
+            return
         try:
             self._tls.load(new.serving)
         except (ssl.SSLError, OSError) as error:
@@ -302,6 +338,15 @@ class CertificateKeeper:
         log.info("serving a certificate that expires at %s", new.serving.expires.isoformat())
         if not any(new.serving.is_for(name) for name in self._names):
             log.warning("the certificate is for none of %s", ", ".join(self._names))
+
+    def _may_succeed(self, new: Material, old: Material) -> bool:
+        """Whether all API servers trust the new certificate, or all but those that lag behind.
+
+        Nobody asks us before cert-manager replaces a CA in the caBundle.
+        """
+        if new.authorities <= old.authorities or new.authorities <= self._settled():
+            return True
+        return new.is_trusted_by(self._published) and not old.is_trusted_by(self._published)
 
     # The caBundle
 
@@ -350,6 +395,12 @@ class CertificateKeeper:
             f"MutatingWebhookConfiguration {self._configuration} does not exist: {REMEDY}",
         )
 
+    def _is_amiss(self, configuration: V1MutatingWebhookConfiguration) -> bool:
+        """Whether there is anything to write into it, or a Secret to read that it knows already."""
+        return bool(self._differing(configuration)) or (
+            self._served is not None and not self.is_trusted
+        )
+
     def _differing(self, configuration: V1MutatingWebhookConfiguration) -> dict[str, Authorities]:
         """Take note of the caBundles; webhook name → caBundle, for those that must change.
 
@@ -367,7 +418,7 @@ class CertificateKeeper:
         self._published = {ca: self._published.get(ca, now) for ca in everywhere}
 
         required = self._required()
-        if not required:
+        if not required or not _annotations(configuration).keys().isdisjoint(INJECTED):
             return {}
         superfluous = anywhere - required
         self._superfluous = {ca: self._superfluous.get(ca, now) for ca in superfluous}
@@ -397,7 +448,7 @@ def read_volume(directory: Path) -> dict[str, bytes]:
     version = directory / "..data"
     folder = version.resolve() if version.exists() else directory
     data = {}
-    for name in (CA_CERTIFICATE, CERTIFICATE, KEY):
+    for name in (CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY):
         try:
             data[name] = (folder / name).read_bytes()
         except FileNotFoundError:
@@ -441,6 +492,10 @@ def _authorities(ca_bundle: str | bytes | None) -> Authorities:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+def _annotations(resource: V1Secret | V1MutatingWebhookConfiguration) -> Mapping[str, str]:
+    return (resource.metadata and resource.metadata.annotations) or {}
 
 
 def _version(resource: V1Secret | V1MutatingWebhookConfiguration) -> str:
