@@ -17,7 +17,8 @@ from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation
 from tagpin.policy import Decision, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference, shortened
 from tagpin.revision import Kinds
-from tagpin.verdict import Admission, Result, Standing, Verdict, draw
+from tagpin.slots import Slots
+from tagpin.verdict import Admission, Late, Result, Standing, Verdict, draw
 from tagpin.workload import Image
 
 MAX_IMAGES = 100
@@ -101,7 +102,8 @@ class Pinner:
     Ages are in seconds. `freshness` is how old a registry's answer may be for a pod of a new
     revision, or one that is its own; `cache_ttl`, for an image that is new to a recorded one.
     `stale_if_error` is how old a recorded digest may be that stands in while a registry is down.
-    `budget` is how long all images of a pod may take together. `now` is the wall clock (UTC).
+    `budget` is how long all images of a pod may take together, and the turn that is waited for:
+    of one namespace, `per_namespace` pods are decided about at once. `now` is the wall clock (UTC).
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Pinner:
         cache_ttl: float = 60.0,
         stale_if_error: float = 3600.0,
         budget: float = 4.0,
+        per_namespace: int = 32,
     ) -> None:
         self._resolver = resolver
         self._pull_secrets = pull_secrets
@@ -128,6 +131,8 @@ class Pinner:
         self._cache_ttl = cache_ttl
         self._stale_if_error = timedelta(seconds=stale_if_error)
         self._budget = budget
+        self._per_namespace = per_namespace
+        self._turns: Slots[str] = Slots()
 
     async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
         """Decide about one pod within `budget` seconds; what can't be resolved is in the answer."""
@@ -144,6 +149,54 @@ class Pinner:
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
         subjects = _subjects(admission)
         settled, asked = self._parse(subjects, admission, claims)
+        if not asked:
+            return draw(admission, settled)
+        try:
+            # Whoever comes to their turn needs some time themselves.
+            async with asyncio.timeout(deadline.remaining(0.8)):
+                release = await self._turns.take(admission.namespace, self._per_namespace)
+        except TimeoutError:
+            return self._crowded(admission, subjects, settled, asked)
+        try:
+            return await self._decide(
+                admission, subjects, settled, asked, claims, arrived=arrived, deadline=deadline
+            )
+        finally:
+            release()
+
+    def _crowded(
+        self,
+        admission: Admission,
+        subjects: Sequence[Image],
+        settled: Mapping[Image, Pin | Failure],
+        asked: Mapping[Image, Reference],
+    ) -> Verdict:
+        """The answer where too many pods of the namespace were before this one."""
+        before = f"namespace {admission.namespace} has {self._per_namespace} pods under way"
+        late = {
+            image: Failure(
+                image.text,
+                Reason.TIMEOUT,
+                f"{before} (requestsPerNamespace), so {shortened(image.text)} had to wait",
+            )
+            if ref.digest is None
+            else Pin(image.text, ref.digest, Source.GIVEN)
+            for image, ref in asked.items()
+        }
+        return replace(draw(admission, _in_order(subjects, {**settled, **late})), late=Late.CROWDED)
+
+    async def _decide(
+        self,
+        admission: Admission,
+        subjects: Sequence[Image],
+        settled: dict[Image, Pin | Failure],
+        asked: Mapping[Image, Reference],
+        claims: Mapping[str, Pin | Failure],
+        *,
+        arrived: datetime,
+        deadline: Deadline,
+    ) -> Verdict:
+        """The answer where somebody must be asked for some images."""
         page = await self._open(admission, asked, claims, deadline)
         settled |= _known(asked, claims, page)
         unsettled = {image: ref for image, ref in asked.items() if image not in settled}
@@ -162,11 +215,11 @@ class Pinner:
                 dry_run=admission.dry_run,
                 within=deadline.remaining(),
             )
-        in_order = {image: settled[image] for image in subjects if image in settled}
         # A record has nothing to do with digests that came with the pod, whatever it says of them.
         has_more = any(not _is_given(settled[image]) for image in asked)
         standing = page.standing if has_more else Standing()
-        return replace(draw(admission, in_order, standing, access.remarks), faults=faults)
+        verdict = draw(admission, _in_order(subjects, settled), standing, access.remarks)
+        return replace(verdict, faults=faults)
 
     def _parse(
         self,
@@ -208,9 +261,7 @@ class Pinner:
         claims: Mapping[str, Pin | Failure],
         deadline: Deadline,
     ) -> Page:
-        """The ledger, which has nothing to say of a pod of digests only."""
-        if not asked:
-            return Page(self._ledger)
+        """The ledger, at the page of the pod's revision."""
         texts = [
             image.text if ref.digest is None else claims[image.name].image
             for image, ref in asked.items()
@@ -299,6 +350,13 @@ class Pinner:
             return None
         pin = replace(_pin(claim.image, known), mixed=mixed)
         return pin if claim == pin else _kept(claim, replace(pin, source=Source.CACHE))
+
+
+def _in_order(
+    subjects: Sequence[Image], settled: Mapping[Image, Pin | Failure]
+) -> dict[Image, Pin | Failure]:
+    """As the pod has its images; those that are left as written are not there."""
+    return {image: settled[image] for image in subjects if image in settled}
 
 
 def _known(

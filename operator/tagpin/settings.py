@@ -183,6 +183,12 @@ class Settings:
     """The proxy to registries that speak plain HTTP; empty: as the environment says."""
     no_proxy: str = ""
     """Hosts, domains and ranges reached without a proxy; empty: as the environment says."""
+    client_ca_file: str = ""
+    """PEM file of the CAs of those who may call the webhook; empty: everybody may."""
+    client_names: tuple[str, ...] = ()
+    """Names of which a client's certificate must bear one; empty: any of those CAs will do."""
+    requests_per_namespace: int = 32
+    """How many pods of one namespace are decided about at once."""
     lookups_per_namespace: int = 64
     """How many questions of one namespace are under way at once."""
     credentials_file: str = "/var/run/tagpin/credentials/.dockerconfigjson"
@@ -206,6 +212,8 @@ class Settings:
         settings: Self = _record(cls, values, path="")
         if settings.webhook_port == settings.health_port:
             raise ConfigurationError(f"healthPort: {settings.health_port} is webhookPort too")
+        if settings.client_names and not settings.client_ca_file:
+            raise ConfigurationError("clientNames: of no use without clientCaFile")
         if settings.acr_hosts and "acr" not in settings.cloud_identities:
             raise ConfigurationError("acrHosts: of no use without acr in cloudIdentities")
         if settings.aws_instance_role and "ecr" not in settings.cloud_identities:

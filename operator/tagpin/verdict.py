@@ -1,7 +1,7 @@
 """The answer about one pod, drawn from what each of its images was settled to."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -76,6 +76,15 @@ class Result(StrEnum):
     BROKEN = "broken"
 
 
+class Late(StrEnum):
+    """Why a pod was not decided about in time: a closed set, for metrics."""
+
+    CROWDED = "crowded"
+    """Too many pods of its namespace were before it."""
+    OVERDUE = "overdue"
+    """The decision took longer than all its parts may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer: what to write, what to say, and to whom."""
@@ -96,6 +105,7 @@ class Verdict:
     audit: Mapping[str, str] = field(default_factory=dict)
     """For the cluster's audit log."""
     standing: Standing = Standing()
+    late: Late | None = None
     faults: tuple[Exception, ...] = ()
     """What must not have happened: for the log, and for whoever maintains tagpin."""
 
@@ -107,7 +117,16 @@ class Verdict:
 
 def broken(mode: Mode) -> Verdict:
     """The answer where tagpin itself failed: the mode decides, as for an image."""
-    message = "tagpin failed to decide about this pod; its log says why"
+    return _undecided(mode, "tagpin failed to decide about this pod; its log says why")
+
+
+def overdue(mode: Mode) -> Verdict:
+    """The answer where there is none yet, and no time left."""
+    verdict = _undecided(mode, "the pod's images could not be pinned in time")
+    return replace(verdict, late=Late.OVERDUE)
+
+
+def _undecided(mode: Mode, message: str) -> Verdict:
     result = Result.REFUSED if mode.refuses else Result.BROKEN
     audit = {"mode": mode.value, "result": result.value}
     if mode.refuses:

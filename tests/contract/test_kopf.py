@@ -50,7 +50,7 @@ async def test_a_handler_sees_the_exchange_of_its_own_request() -> None:
     async def pin(**_: Any) -> None:
         seen.append(exchange.get())
 
-    mine = Exchange(UPDATE["request"], None)
+    mine = Exchange(UPDATE["request"], budget=4, limit=5)
     exchange.set(mine)
     await dispatch(handlers, UPDATE, NoMemories())
 

@@ -60,7 +60,7 @@ class Shop:
         self.ledger = FakeLedger(**faults)
         self.pinner = self.replica(self.resolver)
 
-    def replica(self, resolver: FakeResolver, **limits: float) -> Pinner:
+    def replica(self, resolver: FakeResolver, **limits: Any) -> Pinner:
         """Another one, on the same ledger."""
         return Pinner(
             resolver,

@@ -40,7 +40,7 @@ def pinner(
     resolver: FakeResolver,
     secrets: FakePullSecrets | None = None,
     ledger: FakeLedger | None = None,
-    **limits: float,
+    **limits: Any,
 ) -> Pinner:
     return Pinner(
         resolver,

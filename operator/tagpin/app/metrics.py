@@ -26,12 +26,13 @@ from tagpin.cache import Use
 from tagpin.cluster.calls import Call
 from tagpin.cluster.events import Fate
 from tagpin.cluster.ledger import Write
+from tagpin.cluster.listener import Rejection
 from tagpin.errors import Reason
 from tagpin.pins import Failure, Source
 from tagpin.policy import Mode
 from tagpin.registry.manifest import Oddity
 from tagpin.registry.transport import Exchange
-from tagpin.verdict import Admission, Result, Verdict
+from tagpin.verdict import Admission, Late, Result, Verdict
 
 KNOWN = (
     "docker.io",
@@ -106,6 +107,33 @@ class Metrics:
             "tagpin_refused_requests",
             "Requests that are no review of a pod.",
             ["code"],
+            registry=self._registry,
+        )
+        self.rejected_connections = Counter(
+            "tagpin_rejected_connections",
+            "Connections to the webhook port that came to nothing.",
+            ["reason"],
+            registry=self._registry,
+        )
+        for rejection in Rejection:
+            self.rejected_connections.labels(rejection.value)
+        self.admissions_late = Counter(
+            "tagpin_admissions_late",
+            "Pods not decided about in time: the namespace was crowded, or it took too long.",
+            ["mode", "cause"],
+            registry=self._registry,
+        )
+        for mode in Mode:
+            for late in Late:
+                self.admissions_late.labels(mode.value, late.value)
+        self.reviews = Gauge(
+            "tagpin_reviews_in_hand",
+            "Reviews that are being answered, or wait for their turn.",
+            registry=self._registry,
+        )
+        self.client_ca_file_broken = Gauge(
+            "tagpin_client_ca_file_broken",
+            "Whether `clientCaFile` is of no use now; the CAs that it had before still count.",
             registry=self._registry,
         )
         self.registry_requests = Counter(
@@ -262,6 +290,8 @@ class Metrics:
         self.admissions.labels(mode, verdict.result.value).inc()
         self.admission_seconds.labels(mode).observe(seconds)
         self.faults.labels(mode).inc(len(verdict.faults))
+        if verdict.late is not None:
+            self.admissions_late.labels(mode, verdict.late.value).inc()
         standing = verdict.standing
         if standing.is_fault:
             self.pods_unrecorded.labels(mode).inc()

@@ -18,8 +18,10 @@ import yaml
 from tagpin.app.logs import log_decision
 from tagpin.app.metrics import Metrics, memory_limit
 from tagpin.app.proxies import proxies as proxies_of
+from tagpin.certificates import parse_certificates
 from tagpin.cluster import admission
 from tagpin.cluster.api import connect, disconnect
+from tagpin.cluster.clients import Clients
 from tagpin.cluster.credentials import ClusterPullSecrets
 from tagpin.cluster.election import Election
 from tagpin.cluster.events import EventRecorder
@@ -63,8 +65,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, *deep, **how)
 
 
-def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
-    """The file's keys, overridden by the environment's; raises ConfigurationError.
+def read_settings(
+    path: Path | None,
+    environment: Mapping[str, str] = os.environ,
+    options: Mapping[str, str] | None = None,
+) -> Settings:
+    """The file's keys, overridden by the environment's, and both by `options`.
+
+    Raises ConfigurationError.
 
     The file `exempt` beside it, if there is one, has what is left as written.
     """
@@ -80,7 +88,9 @@ def read_settings(path: Path | None, environment: Mapping[str, str] = os.environ
             raise ConfigurationError(f"{path}: expected keys and values")
         values = document or {}
         exempt = _read_exempt(path.with_name("exempt"))
-    settings = Settings.from_mapping(values | Settings.from_environment(environment))
+    settings = Settings.from_mapping(
+        values | Settings.from_environment(environment) | dict(options or {})
+    )
     return replace(settings, exempt=exempt)
 
 
@@ -139,6 +149,7 @@ async def assemble(
         )
         api = await connect(Path(kubeconfig) if kubeconfig else None, observe=metrics.observe_call)
         stack.push_async_callback(disconnect, api)
+        clients = _clients(settings, api.configuration.ssl_ca_cert)
         pull_secrets = ClusterPullSecrets(api, own=own)
         stack.push_async_callback(pull_secrets.close)
         ledger = ClusterLedger(
@@ -160,6 +171,7 @@ async def assemble(
             cache_ttl=settings.cache_ttl,
             stale_if_error=settings.stale_if_error,
             budget=settings.budget,
+            per_namespace=settings.requests_per_namespace,
         )
         events = EventRecorder(api, instance=settings.pod_name, observe=metrics.observe_event)
         certificate = CertificateKeeper(
@@ -169,6 +181,7 @@ async def assemble(
             namespace=settings.namespace,
             secret=settings.certificate_secret,
             configuration=settings.webhook_configuration,
+            clients=clients,
         )
         pruner = Pruner(
             api,
@@ -192,13 +205,17 @@ async def assemble(
             paths=admission.PATHS,
             address=settings.address,
             port=settings.webhook_port,
+            clients=clients,
             refused=lambda status: metrics.refused_requests.labels(str(status)).inc(),
+            rejected=lambda reason: metrics.rejected_connections.labels(reason.value).inc(),
         )
         handlers = kopf.OperatorRegistry()
         observers = (metrics.observe_admission, log_decision, events.record)
         admission.register(handlers, pinner, observers)
         operator = Operator(settings, metrics, certificate, events, election, server, handlers)
         metrics.ready.set_function(lambda: float(operator.not_ready() is None))
+        metrics.reviews.set_function(lambda: server.reviews)
+        metrics.client_ca_file_broken.set_function(lambda: bool(clients and clients.is_broken))
         metrics.leader.set_function(lambda: float(election.is_leader))
         metrics.certificate_expiry.set_function(partial(_expiry, certificate))
         yield operator
@@ -270,6 +287,21 @@ async def _registries(
         )
         stack.push_async_callback(resolver.aclose)
         yield resolver, own
+
+
+def _clients(settings: Settings, cluster_ca: str | None) -> Clients | None:
+    """Who may call; None: everybody. `cluster_ca` is a file with the CA of API servers."""
+    if not settings.client_ca_file:
+        return None
+    clients = Clients(Path(settings.client_ca_file), settings.client_names)
+    if cluster_ca and not settings.client_names:
+        known = parse_certificates(Path(cluster_ca).read_bytes())
+        if not set(known).isdisjoint(clients.authorities):
+            log.warning(
+                "clientCaFile: has the cluster's own CA, so all kubelets may call, and all who have"
+                " a client certificate; set clientNames"
+            )
+    return clients
 
 
 def _warn(

@@ -1,5 +1,6 @@
 """kopf ⇄ pinning: a review becomes an Admission, a Verdict becomes kopf's answer. Nothing else."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import kopf
 from tagpin.cluster.server import exchange
 from tagpin.pinning import Pinner
 from tagpin.policy import Mode
-from tagpin.verdict import Admission, Verdict, broken
+from tagpin.verdict import Admission, Verdict, broken, overdue
 
 PATHS = tuple(mode.value for mode in Mode)
 """Ids of the handlers, and so the paths that the API server calls: the path is the mode."""
@@ -37,10 +38,16 @@ def _handler(mode: Mode, pinner: Pinner, observers: Sequence[Observer]) -> Any:
         started = time.perf_counter()
         mine = exchange.get()
         admission = _admission(mode, mine.request, dry_run=dryrun)
+        limit = asyncio.timeout(mine.limit)
         try:
-            verdict = await pinner.admit(admission, budget=mine.budget)
+            async with limit:
+                verdict = await pinner.admit(admission, budget=mine.budget)
         except Exception as error:  # noqa: BLE001 - the mode decides, not a fault of ours
-            verdict = replace(broken(mode), faults=(error,))
+            if limit.expired():
+                log.error("a decision was cut after %.2f s; please report this", mine.limit)  # noqa: TRY400 - it has no cause of its own
+                verdict = overdue(mode)
+            else:
+                verdict = replace(broken(mode), faults=(error,))
         mine.verdict = verdict
         for fault in verdict.faults:
             log.error("a decision failed; please report this", exc_info=fault)

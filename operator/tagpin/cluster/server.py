@@ -7,11 +7,12 @@ most of a request. So the answer travels beside kopf, in an `Exchange`.
 
 import asyncio
 import base64
-import contextlib
 import logging
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -22,20 +23,30 @@ import orjson
 from aiohttp import web
 from kopf._core.engines.admission import WebhookError
 
+from tagpin.cluster.clients import Clients
+from tagpin.cluster.listener import USUAL, Caller, Hush, Limits, Listener, Rejection
 from tagpin.errors import BadReview
 from tagpin.verdict import Verdict
 
 MAX_BODY = 8 * 2**20
 """Bytes of a review: etcd's 1.5 MiB twice over, as JSON, with room."""
-LARGE_BODY = 2**20
+LARGE_BODY = 256 * 2**10
 MAX_LARGE = 2
 """Larger bodies that are taken in at the same time: each is many times its size in memory."""
+MAX_IN_HAND = 32 * 2**20
+"""Bytes of all other reviews that are answered at the same time."""
+MAX_OF_ONE = MAX_IN_HAND // 4
+"""Bytes of those of one namespace: hundreds of pods."""
 ARRIVAL = 5.0
 """Seconds for a review to arrive."""
+TIMEOUT = 5.0
+"""The API server's time-out where it names none of use: that of our own manifests."""
 MARGIN = 0.5
-"""Seconds kept back from the API server's time-out, for the way back."""
+"""Seconds kept back from it, for the way back."""
 
-_DURATION = re.compile(r"(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?", re.ASCII)
+# https://pkg.go.dev/time#ParseDuration, but for signs: less than nothing is of no use.
+_DURATION = re.compile(r"(?:([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})(ns|us|µs|μs|ms|s|m|h))")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +56,10 @@ class Exchange:
     """What kopf's interface cannot carry: the request goes in, the verdict comes out."""
 
     request: Mapping[str, Any]
-    budget: float | None
-    """Seconds for the answer, None where the caller named none."""
+    budget: float
+    """Seconds for the answer."""
+    limit: float
+    """Seconds after which there must be one, whatever happens: the caller will not wait longer."""
     verdict: Verdict | None = field(default=None)
 
 
@@ -55,7 +68,7 @@ exchange: ContextVar[Exchange] = ContextVar("exchange")
 
 
 class Certificate(Protocol):
-    """What TLS is served with; `ready` once there is something to serve."""
+    """What the next handshake is made with; `ready` once there is something to serve."""
 
     @property
     def context(self) -> ssl.SSLContext: ...  # noqa: D102
@@ -68,7 +81,9 @@ class WebhookServer:
     """Serves `POST /<path>` over HTTPS; assign it to kopf's `settings.admission.server`.
 
     A path is the id of a kopf handler. It listens once there is a certificate. What is no
-    review of a pod is answered with a 4xx and counted by `refused`, told the status.
+    review of a pod is answered with a 4xx, and what there is no room for with a 503; `refused`
+    is told the status, `rejected` of connections that come to nothing. Only `clients` may call,
+    if there are any; those with a flaw get a 403.
     """
 
     def __init__(
@@ -78,14 +93,25 @@ class WebhookServer:
         paths: Collection[str],
         address: str = "",
         port: int = 9443,
+        clients: Clients | None = None,
         refused: Callable[[int], None] = lambda _: None,
+        rejected: Callable[[Rejection], None] = lambda _: None,
+        limits: Limits = USUAL,
     ) -> None:
         self._certificate = certificate
         self._paths = frozenset(paths)
         self._address = address
         self._port = port
+        self._clients = clients
         self._refused = refused
+        self._rejected = rejected
+        self._limits = limits
+        self._hush = Hush()
         self._large = asyncio.Semaphore(MAX_LARGE)
+        self._in_hand: Counter[str] = Counter()
+        """Bytes by namespace; those that have none in hand are not there."""
+        self.reviews = 0
+        """How many reviews are in hand."""
         self.is_listening = False
         self.is_draining = False
 
@@ -100,21 +126,22 @@ class WebhookServer:
         app.router.add_route("*", "/{path:.*}", review)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=10)
         await runner.setup()
+        assert runner.server is not None  # noqa: S101 - since `setup`
+        self._listener = Listener(
+            runner.server,
+            lambda: self._certificate.context,
+            rejected=self._rejected,
+            limits=self._limits,
+        )
         try:
-            site = web.TCPSite(
-                runner,
-                self._address or None,
-                self._port,
-                ssl_context=self._certificate.context,
-                backlog=1024,
-            )
-            await site.start()
+            await self._listener.start(self._address, self._port)
             self.is_listening = True
             log.info("listening for admission reviews on port %d", self._port)
             yield {}  # kopf reads it only where it manages the webhook configuration
             await asyncio.Event().wait()
         finally:
             self.is_listening = False
+            await self._listener.close()
             await runner.cleanup()
 
     def drain(self) -> None:
@@ -122,8 +149,23 @@ class WebhookServer:
         self.is_draining = True
 
     async def _review(self, dispatch: kopf.WebhookFn, request: web.Request) -> web.Response:
+        caller = request.protocol
+        assert isinstance(caller, Caller)  # noqa: S101 - our listener makes no others
+        with caller.asking():
+            response = await self._response(dispatch, request, caller)
+        # A connection from before the CAs changed has been verified by others.
+        is_outdated = self._clients and caller.context is not self._certificate.context
+        if self.is_draining or is_outdated:
+            response.force_close()
+        return response
+
+    async def _response(
+        self, dispatch: kopf.WebhookFn, request: web.Request, caller: Caller
+    ) -> web.Response:
         path = request.match_info["path"]
         try:
+            if self._clients and (flaw := self._clients.flaw(caller.certificate)):
+                raise web.HTTPForbidden(text=flaw)
             if path not in self._paths:
                 raise web.HTTPNotFound(text=f"no webhook at {'/' + path[:200]!r}")
             if request.method != "POST":
@@ -131,45 +173,86 @@ class WebhookServer:
             if request.content_type != "application/json":
                 raise web.HTTPUnsupportedMediaType(text="expected application/json")
             answer = await self._answer(dispatch, path, request)
-            response = web.Response(body=orjson.dumps(answer), content_type="application/json")
         except web.HTTPException as error:
-            response = self._refusal(request, error.status, error.text or error.reason)
+            return self._refusal(request, error.status, error.text or error.reason)
         except (BadReview, WebhookError) as error:
-            response = self._refusal(request, HTTPStatus.BAD_REQUEST, str(error))
-        if self.is_draining:
-            response.force_close()
-        return response
+            return self._refusal(request, HTTPStatus.BAD_REQUEST, str(error))
+        self._listener.answered(caller)
+        return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
     async def _answer(
         self, dispatch: kopf.WebhookFn, path: str, request: web.Request
     ) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        budget = _budget(request.query.get("timeout", ""))
+        timeout = _timeout(request.query.get("timeout", ""))
+        budget = max(timeout - MARGIN, timeout / 2)
         is_large = request.content_length is None or request.content_length > LARGE_BODY
-        async with self._large if is_large else contextlib.nullcontext():
+        async with self._taking_in(is_large=is_large, until=started + budget):
             try:
-                async with asyncio.timeout(ARRIVAL):
+                async with asyncio.timeout(min(ARRIVAL, budget)):
                     body = await request.read()
             except TimeoutError:
                 raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
             review = _parse(body)
-            del body
-            if budget is not None:
-                budget -= loop.time() - started
-            mine = Exchange(review["request"], budget)
-            exchange.set(mine)
-            answer = dict(await dispatch(_outline(review), webhook=path, headers={}, sslpeer={}))
+            with self._holding(review["request"], 0 if is_large else len(body)):
+                del body
+                spent = loop.time() - started
+                mine = Exchange(
+                    review["request"],
+                    budget=max(0.0, budget - spent),
+                    limit=max(0.0, (budget + timeout) / 2 - spent),
+                )
+                exchange.set(mine)
+                answered = await dispatch(_outline(review), webhook=path, headers={}, sslpeer={})
+        answer = dict(answered)
         _add(mine.verdict, answer["response"])
         return answer
 
+    @asynccontextmanager
+    async def _taking_in(self, *, is_large: bool, until: float) -> AsyncIterator[None]:
+        """For as long as a body, and what it becomes, is in memory."""
+        if not is_large:
+            yield
+            return
+        try:
+            async with asyncio.timeout_at(until):
+                await self._large.acquire()
+        except TimeoutError:
+            text = f"a review of more than {LARGE_BODY} bytes had to wait for others for too long"
+            raise web.HTTPServiceUnavailable(text=text) from None
+        try:
+            yield
+        finally:
+            self._large.release()
+
+    @contextmanager
+    def _holding(self, request: Mapping[str, Any], size: int) -> Iterator[None]:
+        """For as long as a review is in hand."""
+        namespace = _text(request.get("namespace"))
+        if self._in_hand[namespace] + size > MAX_OF_ONE:
+            text = f"namespace {namespace[:63]} has too many bytes of reviews under way"
+            raise web.HTTPServiceUnavailable(text=text)
+        if self._in_hand.total() + size > MAX_IN_HAND:
+            raise web.HTTPServiceUnavailable(text="too many bytes of reviews are under way")
+        self._in_hand[namespace] += size
+        self.reviews += 1
+        try:
+            yield
+        finally:
+            self.reviews -= 1
+            self._in_hand[namespace] -= size
+            if not self._in_hand[namespace]:
+                del self._in_hand[namespace]
+
     def _refusal(self, request: web.Request, status: int, reason: str) -> web.Response:
         self._refused(status)
-        log.warning(
-            "refused a request that is no review: %s",
-            reason,
-            extra={"path": request.path[:200], "status": int(status), "peer": request.remote},
-        )
+        if self._hush.is_news(request.remote or "", str(status)):
+            log.warning(
+                "refused a request: %s",
+                reason,
+                extra={"path": request.path[:200], "status": int(status), "peer": request.remote},
+            )
         response = web.Response(status=status, text=f"{reason}\n")
         response.force_close()  # the body may not have been read
         return response
@@ -220,13 +303,11 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("metadata"), dict)
 
 
-def _budget(timeout: str) -> float | None:
-    """Seconds for the answer by the API server's `?timeout=5s`, less a margin."""
-    match = _DURATION.fullmatch(timeout)
-    if match is None or not timeout:
-        return None
-    seconds = 60 * int(match[1] or 0) + float(match[2] or 0)
-    return max(seconds - MARGIN, seconds / 2)
+def _timeout(text: str) -> float:
+    """Seconds of the API server's `?timeout=5s`, a Duration of Go."""
+    parts = list(_DURATION.finditer(text))
+    seconds = sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+    return seconds if seconds and "".join(part[0] for part in parts) == text else TIMEOUT
 
 
 def _add(verdict: Verdict | None, response: Any) -> None:

@@ -105,8 +105,10 @@ class Connection:
 class Listener:
     """An echoing server on loopback, with the context under test."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
+    def __init__(self, current: Callable[[], ssl.SSLContext]) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # OpenSSL calls this in every handshake, also where the client names no server.
+        self._context.sni_callback = lambda side, *_: setattr(side, "context", current())
         self._connections: list[Connection] = []
 
     async def __aenter__(self) -> Self:
@@ -165,7 +167,7 @@ class TestWithoutApi:
     async def test_the_mounted_certificate_is_served(self, away: ApiClient, tmp_path: Path) -> None:
         pair = issue()
         write(tmp_path, files_of(pair))
-        async with running(away, tmp_path) as keeper, Listener(keeper.context) as listener:
+        async with running(away, tmp_path) as keeper, Listener(lambda: keeper.context) as listener:
             await asyncio.wait_for(keeper.ready.wait(), 5)
             for name in NAMES:  # the client names no server where it is an address
                 connection = await listener.connect(name=name)
@@ -178,7 +180,7 @@ class TestWithoutApi:
     async def test_handshakes_are_refused_until_there_is_one(
         self, away: ApiClient, tmp_path: Path
     ) -> None:
-        async with running(away, tmp_path) as keeper, Listener(keeper.context) as listener:
+        async with running(away, tmp_path) as keeper, Listener(lambda: keeper.context) as listener:
             assert await is_refused(listener.connect())
             assert not keeper.ready.is_set()
             assert keeper.expires is None
@@ -193,7 +195,7 @@ class TestWithoutApi:
     ) -> None:
         old, new = issue(age=60), issue()
         write(tmp_path, files_of(old))
-        async with running(away, tmp_path) as keeper, Listener(keeper.context) as listener:
+        async with running(away, tmp_path) as keeper, Listener(lambda: keeper.context) as listener:
             await asyncio.wait_for(keeper.ready.wait(), 5)
             opened_before = await listener.connect()
             write(tmp_path, files_of(new))
@@ -207,7 +209,7 @@ class TestWithoutApi:
     ) -> None:
         old, new = issue(age=60), issue()
         write(tmp_path, files_of(old))
-        async with running(away, tmp_path) as keeper, Listener(keeper.context) as listener:
+        async with running(away, tmp_path) as keeper, Listener(lambda: keeper.context) as listener:
             await asyncio.wait_for(keeper.ready.wait(), 5)
             write(tmp_path, {CERTIFICATE: new.certificate_pem})
             await until(lambda: any("does not belong" in each for each in errors(caplog)))
@@ -273,13 +275,13 @@ class TestLiveContext:
         pairs = [issue(), issue_rsa()]
         first, second = reversed(pairs) if rsa_first else pairs
         live = LiveContext()
-        async with Listener(live.outer) as listener:
+        async with Listener(lambda: live.current) as listener:
             for pair in (first, second):
                 live.load(pair)
                 assert (await listener.connect()).certificate == pair.certificate
 
     async def test_tls_below_1_2_is_refused(self) -> None:
-        assert LiveContext().outer.minimum_version is ssl.TLSVersion.TLSv1_2
+        assert LiveContext().current.minimum_version is ssl.TLSVersion.TLSv1_2
 
     async def test_a_chain_that_is_too_long_is_an_error_and_not_a_hang(self) -> None:
         pair = issue()
