@@ -37,6 +37,15 @@ CRD = MANIFESTS / "crd"
 SYSTEM = "tagpin-system"
 SERVICE_ACCOUNT = f"system:serviceaccount:{SYSTEM}:tagpin"
 
+BINDINGS = tuple(
+    f"validatingadmissionpolicybinding/tagpin-{name}"
+    for name in ("require-digest", "known-mode", "guard-mode")
+)
+"""Without these the policies say nothing, a second after they are gone.
+
+`tagpin-keep-params` stays: its file says why.
+"""
+
 _COUNTERS = re.compile(r"tagpin_(admissions|images_pinned|images_unpinned)_total\{")
 
 
@@ -349,7 +358,7 @@ class Installation:
         if self.service:
             self.service.close()
         configuration = "mutatingwebhookconfiguration/tagpin"
-        self._control_plane.kubectl("delete", configuration, "--ignore-not-found")
+        self._control_plane.kubectl("delete", configuration, *BINDINGS, "--ignore-not-found")
         secret = ("secret/tagpin-tls", "-n", SYSTEM)
         self._control_plane.kubectl("delete", *secret, "--ignore-not-found")
 

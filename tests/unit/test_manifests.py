@@ -1,5 +1,6 @@
 """What must be true of the manifests, whoever edits them next."""
 
+import json
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tagpin.errors import InvalidReference
-from tagpin.policy import Rules, exempt_patterns
+from tagpin.policy import Mode, Rules, exempt_patterns
 from tagpin.reference import Digest
 from tagpin.settings import Settings
 
@@ -30,8 +31,9 @@ def load(file: Path) -> Manifest:
     return document
 
 
-def base(kind: str) -> Manifest:
-    return load(BASE / f"{kind.lower()}.yaml")
+def base(kind: str, name: str = "") -> Manifest:
+    """The object of a kind; where there are several, the one called tagpin-`name`."""
+    return load(BASE / f"{kind.lower()}{name and '-'}{name}.yaml")
 
 
 def crd(kind: str) -> Manifest:
@@ -78,7 +80,10 @@ def test_every_manifest_is_in_its_kustomization(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_file_holds_one_object_and_is_named_after_its_kind(name: str) -> None:
-    assert Path(name).stem == OBJECTS[name]["kind"].lower()
+    kind, dash, rest = Path(name).stem.partition("-")
+    assert kind == OBJECTS[name]["kind"].lower()
+    if dash:  # there are several of the kind
+        assert OBJECTS[name]["metadata"]["name"] == f"tagpin-{rest}"
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -95,6 +100,11 @@ CLUSTER_WIDE = {
     "base/clusterrole.yaml": "tagpin",
     "base/clusterrolebinding.yaml": "tagpin",
     "base/mutatingwebhookconfiguration.yaml": "tagpin",
+    "base/validatingadmissionpolicy-require-digest.yaml": "tagpin-require-digest",
+    "base/validatingadmissionpolicy-known-mode.yaml": "tagpin-known-mode",
+    "base/validatingadmissionpolicybinding-require-digest.yaml": "tagpin-require-digest",
+    "base/validatingadmissionpolicybinding-known-mode.yaml": "tagpin-known-mode",
+    "base/validatingadmissionpolicybinding-keep-params.yaml": "tagpin-keep-params",
     "base/prioritylevelconfiguration.yaml": "tagpin",
     "base/flowschema.yaml": "tagpin",
     "crd/customresourcedefinition.yaml": "imagepins.tagpin.dev",
@@ -581,6 +591,60 @@ def test_no_condition_looks_at_the_namespace(entry: Manifest) -> None:
     """The object is empty there: such a condition would always fail."""
     for condition in entry["matchConditions"]:
         assert "namespaceObject" not in condition["expression"]
+
+
+# The policies
+
+REQUIRE_DIGEST = base("ValidatingAdmissionPolicy", "require-digest")["spec"]
+REQUIRED = base("ValidatingAdmissionPolicyBinding", "require-digest")["spec"]
+
+
+def test_the_second_line_judges_what_the_webhook_of_enforce_is_called_for() -> None:
+    webhook = WEBHOOKS["enforce.tagpin.dev"]
+    assert REQUIRE_DIGEST["matchConstraints"]["resourceRules"] == webhook["rules"]
+    assert REQUIRE_DIGEST["matchConditions"] == webhook["matchConditions"]
+    assert REQUIRED["matchResources"] == {"namespaceSelector": webhook["namespaceSelector"]}
+
+
+def test_a_digest_is_the_same_to_the_policy_and_to_the_webhooks() -> None:
+    (of_policy,) = [each for each in REQUIRE_DIGEST["variables"] if "sha384" in each["expression"]]
+    of_webhooks = WEBHOOKS["pin.tagpin.dev"]["matchConditions"][-1]["expression"]
+    pattern = re.compile(r'"@\(.*\)\$"')
+    assert {*pattern.findall(of_policy["expression"])} == {*pattern.findall(of_webhooks)}
+    assert len(pattern.findall(of_policy["expression"])) == 1
+
+
+def test_the_second_line_reads_the_settings_of_the_operator_and_can_do_without() -> None:
+    settings = base("ConfigMap")["metadata"]
+    assert REQUIRE_DIGEST["paramKind"] == {"apiVersion": "v1", "kind": "ConfigMap"}
+    assert REQUIRED["paramRef"] == {
+        "name": settings["name"],
+        "namespace": settings["namespace"],
+        "parameterNotFoundAction": "Allow",
+    }
+
+
+def test_while_the_second_line_is_unbound_its_parameters_are_watched() -> None:
+    kept = base("ValidatingAdmissionPolicyBinding", "keep-params")["spec"]
+    assert {key: kept[key] for key in ("policyName", "paramRef")} == {
+        key: REQUIRED[key] for key in ("policyName", "paramRef")
+    }
+    key = "tagpin.dev/mode"
+    contrary = [{"key": key, "operator": each} for each in ("Exists", "DoesNotExist")]
+    assert kept["matchResources"] == {"namespaceSelector": {"matchExpressions": contrary}}
+
+
+def test_every_policy_refuses_and_says_why() -> None:
+    policies = [each for each in OBJECTS.values() if each["kind"] == "ValidatingAdmissionPolicy"]
+    assert len(policies) == 2
+    for policy in policies:
+        assert policy["spec"]["failurePolicy"] == "Fail"
+        assert all(rule["message"] for rule in policy["spec"]["validations"])
+
+
+def test_the_modes_that_a_namespace_may_have_are_those_that_there_are() -> None:
+    (rule, _) = base("ValidatingAdmissionPolicy", "known-mode")["spec"]["validations"]
+    assert rule["expression"].endswith(f"in {json.dumps([*Mode])}")
 
 
 # kind
