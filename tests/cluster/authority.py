@@ -1,4 +1,4 @@
-"""A certificate authority for tests: whatever it issues is valid for a day."""
+"""A certificate authority for tests: what it issues is valid for a day, unless told otherwise."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+LIFETIME = timedelta(days=1)
 
 
 class Issued(NamedTuple):
@@ -39,7 +41,14 @@ class Authority:
         self.certificate = folder / "ca.crt"
         self.certificate.write_bytes(own.public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, *, groups: Sequence[str] = (), hosts: Sequence[str] = ()) -> Issued:
+    def issue(
+        self,
+        name: str,
+        *,
+        groups: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        lifetime: timedelta = LIFETIME,
+    ) -> Issued:
         """Issue a certificate for the server at `hosts`, or for the client `name` in `groups`."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name(
@@ -52,7 +61,7 @@ class Authority:
             [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         )
         draft = (
-            self._draft(subject, key.public_key())
+            self._draft(subject, key.public_key(), lifetime)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(usages, critical=False)
             .add_extension(
@@ -72,7 +81,10 @@ class Authority:
         return issued
 
     def _draft(
-        self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey
+        self,
+        subject: x509.Name,
+        public_key: ec.EllipticCurvePublicKey,
+        lifetime: timedelta = LIFETIME,
     ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
@@ -82,7 +94,7 @@ class Authority:
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + lifetime)
         )
 
 
