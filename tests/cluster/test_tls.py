@@ -5,6 +5,8 @@ import base64
 import contextlib
 import json
 import logging
+import re
+import shlex
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,8 +18,11 @@ import pytest
 from cryptography import x509
 from kubernetes.aio.client import ApiClient, Configuration
 
+from cluster.callers import Callers, MountedSecret
 from cluster.controlplane import PROGRAMS, ControlPlane
+from cluster.programs import LOOPBACK, free_ports
 from cluster.requirement import require_programs
+from conftest import Figure
 from tagpin.certificates import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -30,6 +35,7 @@ from tagpin.certificates import (
     to_pem,
 )
 from tagpin.cluster.api import connect, disconnect
+from tagpin.cluster.server import WebhookServer
 from tagpin.cluster.tls import CertificateKeeper
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -46,6 +52,7 @@ class Cluster:
 
     def __init__(self, control_plane: ControlPlane) -> None:
         self.kubectl = control_plane.kubectl
+        self.admin = control_plane.admin
         self._audit_events = control_plane.audit_events
         self.kubectl("apply", "-k", str(BASE))
         self.kubeconfig = control_plane.kubeconfig_for_token(
@@ -106,6 +113,12 @@ class Cluster:
     def is_published(self) -> bool:
         return self.are_exactly(self.secret)
 
+    def run_documented(self, line: str) -> None:
+        """Run a command that stands in a comment of the Secret's manifest; `line` begins it."""
+        text = (BASE / "secret.yaml").read_text()
+        (command,) = re.findall(rf"^# +kubectl ({re.escape(line)}.*)$", text, re.MULTILINE)
+        self.kubectl(*shlex.split(command))
+
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Cluster]:
@@ -143,6 +156,7 @@ async def replica(
     *,
     directory: Path | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    volume_interval: float = 0.05,
     api_interval: float = 0.3,
     settling: float = 0.2,
     together: asyncio.Barrier | None = None,
@@ -154,7 +168,7 @@ async def replica(
         client,
         names=NAMES,
         directory=directory,
-        volume_interval=0.05,
+        volume_interval=volume_interval,
         api_interval=api_interval,
         settling=settling,
         clock=clock,
@@ -170,11 +184,11 @@ async def replica(
         await disconnect(client)
 
 
-async def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
+async def until(is_so: Callable[[], bool], seconds: float = 20, every: float = 0.02) -> None:
     """Ask, in a thread, until it is so."""
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(is_so):  # noqa: ASYNC110 - nothing signals it
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(every)
 
 
 async def ready(*keepers: CertificateKeeper) -> None:
@@ -337,18 +351,12 @@ class TestRenewal:
     async def test_clients_trust_what_is_served_at_all_times_while_the_ca_changes(
         self, cluster: Cluster
     ) -> None:
-        old = issue_ca(NOW - timedelta(days=2500))
-        serving = issue_serving(old, NAMES, NOW - timedelta(days=10))
-        cluster.write_secret(
-            {
-                CA_CERTIFICATE: old.certificate_pem,
-                CA_KEY: old.key_pem,
-                CERTIFICATE: serving.certificate_pem,
-                KEY: serving.key_pem,
-            }
-        )
+        before = old_ca()
+        (old,) = parse_certificates(before[CA_CERTIFICATE])
+        serving = pair_of(before)
+        cluster.write_secret(before)
         for webhook in range(WEBHOOKS):
-            cluster.write_bundle(webhook, frozenset(old.chain))
+            cluster.write_bundle(webhook, frozenset({old}))
         async with replica(cluster.kubeconfig) as one, replica(cluster.kubeconfig) as two:
             await ready(one, two)
             seen = set()
@@ -364,7 +372,7 @@ class TestRenewal:
             assert serving.certificate in seen
             assert len(seen) == 2
             secret = cluster.secret
-            assert parse_certificates(secret[CA_CERTIFICATE])[0] == old.certificate
+            assert parse_certificates(secret[CA_CERTIFICATE])[0] == old
             assert cluster.is_published()
 
     async def test_an_emptied_secret_gets_a_new_ca_and_clients_never_notice(
@@ -464,6 +472,144 @@ class TestSomeoneElsesCertificate:
             assert cluster.secret == broken
             cluster.write_bundle(0, frozenset())
             await until(lambda: cluster.are_exactly(foreign))
+
+
+@contextlib.asynccontextmanager
+async def serving(keeper: CertificateKeeper) -> AsyncIterator[int]:
+    """The webhook server with the certificate of a keeper, which allows everything: its port."""
+    (port,) = free_ports(1)
+
+    async def allow(request: Any, **_: object) -> Any:
+        response = {"uid": request["request"]["uid"], "allowed": True}
+        return request | {"response": response}
+
+    server = WebhookServer(keeper, paths=["enforce"], address=LOOPBACK, port=port)
+    running = asyncio.create_task(_run(server(allow)))
+    try:
+        async with asyncio.timeout(20):
+            while not server.is_listening:  # noqa: ASYNC110 - nothing signals it
+                await asyncio.sleep(0.02)
+        yield port
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def _run(server: AsyncIterator[object]) -> None:
+    async for _ in server:
+        pass
+
+
+class Loaded:
+    """Two replicas with volumes of their own that lag, in front of API servers that do."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.keepers: list[CertificateKeeper] = []
+        self.callers: Callers
+        self._folder = folder
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        enter = self._stack.enter_async_context
+        ports = []
+        for lag in (0.3, 0.9):
+            folder = self._folder / f"late by {lag} s"
+            await enter(MountedSecret(self.cluster.admin, folder, period=0.1, lag=lag))
+            self.keepers.append(await enter(self.replica(folder)))
+            ports.append(await enter(serving(self.keepers[-1])))
+        self.callers = await enter(Callers(self.cluster.admin, ports))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def replica(
+        self, folder: Path | None = None
+    ) -> contextlib.AbstractAsyncContextManager[CertificateKeeper]:
+        return replica(
+            self.cluster.kubeconfig,
+            directory=folder,
+            volume_interval=0.1,
+            api_interval=2,
+            settling=1.5,
+        )
+
+    async def all_serve_another_than(self, before: dict[str, bytes]) -> None:
+        """Return when all serve a new certificate, and clients trust its CA and no other."""
+
+        def has_changed() -> bool:
+            secret = self.cluster.secret
+            return (
+                secret.get(CERTIFICATE) not in (None, before[CERTIFICATE])
+                and self.cluster.is_published()
+                and self._served() == {pair_of(secret).certificate}
+            )
+
+        await until(has_changed, seconds=60, every=0.3)
+
+    def _served(self) -> set[x509.Certificate]:
+        return {served(each, self.cluster.bundles[0]) for each in self.keepers}
+
+
+NEW_CERTIFICATE = "-n tagpin-system patch secret tagpin-tls -p"
+NEW_CA = "-n tagpin-system patch secret tagpin-tls --type=json"
+
+
+class TestUnderLoad:
+    """Volumes and API servers lag; what tagpin waits for is shortened to less than a fifth."""
+
+    async def test_no_request_fails_while_certificate_and_ca_change(
+        self, cluster: Cluster, tmp_path: Path, figure: Figure
+    ) -> None:
+        cluster.write_secret(old_ca())
+        async with Loaded(cluster, tmp_path) as loaded:
+            before = cluster.secret
+            await loaded.all_serve_another_than(before)  # its CA is due
+
+            before = cluster.secret
+            cluster.run_documented(NEW_CERTIFICATE)
+            await loaded.all_serve_another_than(before)
+            assert cluster.secret[CA_CERTIFICATE] == before[CA_CERTIFICATE]
+
+            before = cluster.secret
+            cluster.run_documented(NEW_CA)
+            await loaded.all_serve_another_than(before)
+            (old, new) = (
+                parse_certificates(each[CA_CERTIFICATE]) for each in (before, cluster.secret)
+            )
+            assert {*old}.isdisjoint(new)
+
+        callers = loaded.callers
+        figure("requests while two CAs and a certificate changed", callers.told)
+        assert callers.failures == []
+        assert min(callers.answered["new"], callers.answered["kept"]) > 50
+
+    async def test_no_request_fails_where_a_fresh_replica_issues_another_ca(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        async with Loaded(cluster, tmp_path) as loaded:
+            before = cluster.secret
+            cluster.write_secret(None)
+            async with loaded.replica() as fresh, serving(fresh) as port:
+                loaded.callers.call(port)
+                await loaded.all_serve_another_than(before)
+                assert served(fresh, cluster.bundles[0]) == pair_of(cluster.secret).certificate
+                await loaded.callers.leave(port)
+        assert loaded.callers.failures == []
+
+
+def old_ca() -> dict[str, bytes]:
+    """A CA in the last third of its life, and a certificate of it that is not due."""
+    ca = issue_ca(NOW - timedelta(days=2500))
+    pair = issue_serving(ca, NAMES, NOW - timedelta(days=10))
+    return {
+        CA_CERTIFICATE: ca.certificate_pem,
+        CA_KEY: ca.key_pem,
+        CERTIFICATE: pair.certificate_pem,
+        KEY: pair.key_pem,
+    }
 
 
 class Gate:

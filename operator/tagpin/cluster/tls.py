@@ -321,10 +321,11 @@ class CertificateKeeper:
         if old is not None and old.serving == new.serving:
             self._served = new
             return
-        if (
-            old is not None
-            and old.serving.is_valid(now)
-            and not (new.serving.is_valid(now) and self._may_succeed(new, old))
+        if old is None:
+            if self._is_news(new):
+                return
+        elif old.serving.is_valid(now) and not (
+            new.serving.is_valid(now) and self._may_succeed(new, old)
         ):
             return
         try:
@@ -338,6 +339,14 @@ class CertificateKeeper:
         log.info("serving a certificate that expires at %s", new.serving.expires.isoformat())
         if not any(new.serving.is_for(name) for name in self._names):
             log.warning("the certificate is for none of %s", ", ".join(self._names))
+
+    def _is_news(self, new: Material) -> bool:
+        """Whether API servers, which trust others for now, are only just told of these CAs.
+
+        Others serve meanwhile. Where nobody is trusted yet, or nobody was told, waiting is idle.
+        """
+        told = self._published.keys()
+        return new.authorities < told and not new.authorities <= self._settled()
 
     def _may_succeed(self, new: Material, old: Material) -> bool:
         """Whether all API servers trust the new certificate, or all but those that lag behind.
@@ -422,7 +431,7 @@ class CertificateKeeper:
             return {}
         superfluous = anywhere - required
         self._superfluous = {ca: self._superfluous.get(ca, now) for ca in superfluous}
-        since = now - timedelta(seconds=self._api_interval)
+        since = now - timedelta(seconds=2 * self._api_interval)
         tolerated = frozenset(ca for ca, seen in self._superfluous.items() if seen > since)
         wanted = {name: required | (bundle & tolerated) for name, bundle in bundles.items()}
         return {name: bundle for name, bundle in wanted.items() if bundle != bundles[name]}
