@@ -43,6 +43,7 @@ class Helm:
         self._environ = {name: str(folder / name.lower()) for name in homes} | {
             "HELM_PLUGINS": str(folder / "plugins"),
             "KUBECONFIG": str(kubeconfig or os.devnull),
+            "HOME": str(folder),
             "PATH": os.environ["PATH"],
         }
 

@@ -58,6 +58,10 @@ NOT_IN_THE_CHART = {Key("Namespace", "tagpin-system")}
 # Component → the values that bring it.
 COMPONENT_VALUES: Mapping[str, Object] = {
     "cert-manager": {"certManager": {"enabled": True}},
+    "client-ca": {"clientCa": {"enabled": True}},
+    "guard-mode": {"guardMode": {"enabled": True}},
+    "monitoring": {"monitoring": {"enabled": True}},
+    "network-policy": {"networkPolicy": {"enabled": True}},
 }
 
 
@@ -140,6 +144,31 @@ def container(rendered: Mapping[Key, Object]) -> Object:
     (only,) = pod(rendered)["containers"]
     assert isinstance(only, dict)
     return only
+
+
+# A value of no use → what is said of it.
+BAD = {
+    "replicas=3": "at '': additional properties 'replicas' not allowed",
+    "hostNetwork=maybe": "at '/hostNetwork': got string, want boolean",
+    "replicaCount=0": "at '/replicaCount': minimum: got 0, want 1",
+    "image.name=a": "at '/image': additional properties 'name' not allowed",
+    "image.repository=reg:5000/a:1": "at '/image/repository': 'reg:5000/a:1' does not match",
+    "image.digest=sha256:12": "at '/image/digest': 'sha256:12' does not match",
+    "image.pullPolicy=Sometimes": "at '/image/pullPolicy': value must be one of",
+    "settings.logLevl=debug": "'logLevl'",
+    "settings.webhookPort=1": "'webhookPort'",
+    "settings.clientCaFile=a": "'clientCaFile'",
+    "exempt={nginx}": "at '/exempt/0': 'nginx' does not match",
+    "caFiles.ca\\.crt=text": "at '/caFiles/ca.crt': 'text' does not match",
+    "caFiles.config\\.yaml=a": "at '/caFiles': additional properties 'config.yaml' not",
+    "webhook.failurePolicy=Ignore": "at '/webhook': additional properties 'failurePolicy' not",
+    "webhook.timeoutSeconds=30": "at '/webhook/timeoutSeconds': maximum: got 30, want 10",
+    "ports.webhook=443": "at '/ports/webhook': minimum: got 443, want 1,024",
+    "podSecurityContext.runAsUser=0": "at '/podSecurityContext/runAsUser': minimum",
+    "podLabels.app\\.kubernetes\\.io/name=a": "at '/podLabels/app.kubernetes.io~1name'",
+    "extraEnv[0].name=TAGPIN_NAMESPACE": "at '/extraEnv/0/name': 'not' failed",
+    'guardMode.groups={a"b}': "at '/guardMode/groups/0'",
+}
 
 
 class TestValues:
@@ -263,6 +292,37 @@ class TestValues:
         assert values["extraEnv"][0] in container(rendered)["env"]
         assert container(rendered)["resources"]["limits"] == {"memory": "1Gi"}
 
+    def test_name_the_groups_that_guard_the_modes(self, helm: Helm) -> None:
+        groups = ["platform-team", "system:serviceaccounts:argocd"]
+        rendered = helm.template(values={"guardMode": {"enabled": True, "groups": groups}})
+        policy = rendered[Key("ValidatingAdmissionPolicy", "tagpin-guard-mode")]["spec"]
+        (expression,) = [
+            each["expression"] for each in policy["variables"] if each["name"] == "groups"
+        ]
+        assert json.loads(expression) == groups
+
+    def test_name_who_may_reach_it(self, helm: Helm) -> None:
+        api_server = {"ipBlock": {"cidr": "192.0.2.10/32"}}
+        policy = {
+            "enabled": True,
+            "reviewsFrom": [api_server],
+            "metricsFrom": [],
+            "egressPorts": [8443],
+        }
+        values = {"networkPolicy": policy, "ports": {"webhook": 10443}}
+        spec = helm.template(values=values)[Key("NetworkPolicy", "tagpin")]["spec"]
+
+        ports = [{"port": 10443, "protocol": "TCP"}]
+        assert spec["ingress"] == [{"from": [api_server], "ports": ports}]
+        _, registries = spec["egress"]
+        assert registries == {"ports": [{"port": 8443, "protocol": "TCP"}]}
+
+    def test_label_what_a_prometheus_selects(self, helm: Helm) -> None:
+        values = {"monitoring": {"enabled": True, "labels": {"release": "prometheus"}}}
+        rendered = helm.template(values=values)
+        for kind in ("PodMonitor", "PrometheusRule"):
+            assert rendered[Key(kind, "tagpin")]["metadata"]["labels"]["release"] == "prometheus"
+
     def test_can_leave_the_records_to_manifests_crd(self, helm: Helm) -> None:
         rendered = helm.template(values={"crds": {"enabled": False}})
         assert helm.template().keys() - rendered.keys() == {
@@ -270,48 +330,19 @@ class TestValues:
             Key("ClusterRole", "tagpin-view"),
         }
 
-    @pytest.mark.parametrize(
-        ("flag", "said"),
-        [
-            ("replicas=3", "at '': additional properties 'replicas' not allowed"),
-            ("replicaCount=two", "at '/replicaCount': got string, want integer"),
-            ("replicaCount=0", "at '/replicaCount': minimum: got 0, want 1"),
-            ("image.name=a", "at '/image': additional properties 'name' not allowed"),
-            (
-                "image.repository=reg:5000/a:1",
-                "at '/image/repository': 'reg:5000/a:1' does not match",
-            ),
-            ("image.digest=sha256:12", "at '/image/digest': 'sha256:12' does not match"),
-            ("image.pullPolicy=Sometimes", "at '/image/pullPolicy': value must be one of"),
-            (
-                "settings.logLevl=debug",
-                "at '/settings': additional properties 'logLevl' not allowed",
-            ),
-            ("settings.webhookPort=1", "at '/settings': additional properties 'webhookPort' not"),
-            ("exempt={nginx}", "at '/exempt/0': 'nginx' does not match"),
-            ("caFiles.ca\\.crt=text", "at '/caFiles/ca.crt': 'text' does not match"),
-            ("caFiles.config\\.yaml=a", "at '/caFiles': additional properties 'config.yaml' not"),
-            (
-                "webhook.failurePolicy=Ignore",
-                "at '/webhook': additional properties 'failurePolicy'",
-            ),
-            ("webhook.timeoutSeconds=30", "at '/webhook/timeoutSeconds': maximum: got 30, want 10"),
-            ("ports.webhook=443", "at '/ports/webhook': minimum: got 443, want 1,024"),
-            ("podSecurityContext.runAsUser=0", "at '/podSecurityContext/runAsUser': minimum"),
-            ("podLabels.app\\.kubernetes\\.io/name=a", "at '/podLabels/app.kubernetes.io~1name'"),
-            ("extraEnv[0].name=TAGPIN_NAMESPACE", "at '/extraEnv/0/name': 'not' failed"),
-            ("podDisruptionBudget.minAvailable=2", "podDisruptionBudget.minAvailable: with 2 of 2"),
-        ],
-    )
-    def test_that_mean_nothing_are_named(self, helm: Helm, flag: str, said: str) -> None:
-        with pytest.raises(HelmError, match=re.escape(said)):
-            helm.template("--set", flag)
-
     def test_that_mean_nothing_are_all_named_at_once(self, helm: Helm) -> None:
-        with pytest.raises(
-            HelmError, match=r"(?s)/replicaCount.+/hostNetwork|/hostNetwork.+/replicaCount"
-        ):
-            helm.template("--set", "replicaCount=two,hostNetwork=maybe")
+        with pytest.raises(HelmError) as refused:
+            helm.template(*(word for flag in BAD for word in ("--set", flag)))
+        assert [said for said in BAD.values() if said not in str(refused.value)] == []
+
+    def test_leave_a_replica_that_may_go(self, helm: Helm) -> None:
+        with pytest.raises(HelmError, match=r"podDisruptionBudget\.minAvailable: with 2 of 2"):
+            helm.template("--set", "podDisruptionBudget.minAvailable=2")
+
+    def test_let_nobody_in_by_an_empty_list(self, helm: Helm) -> None:
+        """To Kubernetes it would mean everybody."""
+        with pytest.raises(HelmError, match="at '/networkPolicy/reviewsFrom': minItems"):
+            helm.template(values={"networkPolicy": {"reviewsFrom": []}})
 
 
 # Settings that the chart makes itself, from other values or from its own names.
@@ -327,6 +358,7 @@ NOT_IN_SETTINGS = {
     "certificateSecret",
     "certificateDirectory",
     "lease",
+    "clientCaFile",
 }
 
 
@@ -374,6 +406,11 @@ AS_KUBERNETES_HAS_IT = {
     "/affinity/podAntiAffinity",
     "/extraEnv/0/valueFrom",
     "/global",
+    "/networkPolicy/extraEgress/0",
+    "/networkPolicy/metricsFrom/0/namespaceSelector",
+    "/networkPolicy/metricsFrom/0/podSelector",
+    "/networkPolicy/reviewsFrom/0/namespaceSelector",
+    "/networkPolicy/reviewsFrom/0/podSelector",
 }
 
 
