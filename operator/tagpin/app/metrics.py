@@ -258,6 +258,16 @@ class Metrics:
             "When the serving certificate expires, in Unix time.",
             registry=self._registry,
         )
+        self.ca_certificate_expiry = Gauge(
+            "tagpin_ca_certificate_expiry_timestamp_seconds",
+            "When the CA of the serving certificate expires, in Unix time; 0 if it is not known.",
+            registry=self._registry,
+        )
+        self.ca_bundle_is_current = Gauge(
+            "tagpin_ca_bundle_is_current",
+            "Whether every caBundle, as last seen, has the CA of the serving certificate.",
+            registry=self._registry,
+        )
         self.ready = Gauge(
             "tagpin_ready", "Whether this replica takes reviews.", registry=self._registry
         )

@@ -127,8 +127,10 @@ class Operator:
         """Why this replica takes no reviews, None where it does."""
         if self.server.is_draining:
             return "draining"
-        if not self.certificate.is_valid(datetime.now(UTC)):
+        if not self.certificate.ready.is_set():
             return "no valid certificate yet"
+        if not self.certificate.is_valid(datetime.now(UTC)):
+            return "the certificate is not valid now"
         if not self.server.is_listening:
             return "not listening yet"
         return None
@@ -217,7 +219,9 @@ async def assemble(
         metrics.reviews.set_function(lambda: server.reviews)
         metrics.client_ca_file_broken.set_function(lambda: bool(clients and clients.is_broken))
         metrics.leader.set_function(lambda: float(election.is_leader))
-        metrics.certificate_expiry.set_function(partial(_expiry, certificate))
+        metrics.certificate_expiry.set_function(lambda: _unix(certificate.expires))
+        metrics.ca_certificate_expiry.set_function(lambda: _unix(certificate.ca_expires))
+        metrics.ca_bundle_is_current.set_function(lambda: float(certificate.is_trusted))
         yield operator
 
 
@@ -332,8 +336,8 @@ def _program(program: CredentialProgram) -> str:
     return program.path
 
 
-def _expiry(certificate: CertificateKeeper) -> float:
-    return certificate.expires.timestamp() if certificate.expires else 0.0
+def _unix(time: datetime | None) -> float:
+    return time.timestamp() if time else 0.0
 
 
 def _certificate_names(settings: Settings) -> tuple[str, ...]:
