@@ -106,9 +106,17 @@ def grouped_by(expression: str) -> set[str]:
 
 
 def scraped(text: str) -> list[Series]:
-    """The series of an exposition."""
+    """The series of an exposition.
+
+    The parser calls every counter `…_total`, those of the API server too, which are not.
+    """
+    names = set(re.findall(r"^([a-zA-Z_:][\w:]*)", text, re.MULTILINE))
     return [
-        Series(sample.name, dict(sample.labels), sample.value)
+        Series(
+            sample.name if sample.name in names else sample.name.removesuffix("_total"),
+            dict(sample.labels),
+            sample.value,
+        )
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     ]
@@ -127,6 +135,7 @@ def flaws(expression: str, there_is: Iterable[Series]) -> Iterator[str]:
             values = {each.labels.get(matcher.label) for each in of_metric} - {None}
             if not values:
                 yield f"{selector.metric} has no label {matcher.label}"
+                continue
             for pattern in matcher.named:
                 if not any(re.fullmatch(pattern, str(value)) for value in values):
                     yield f"{selector.metric}: no {matcher.label} is {pattern}"

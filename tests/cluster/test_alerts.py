@@ -155,7 +155,7 @@ ROWS: dict[str, Row] = {
         too_early=5,
     ),
     "TagpinRegistryFails": Row(
-        answers("docker.io", _429="+1", _2xx="+2"),
+        answers("docker.io", _429="+1", _200="+2"),
         (answers("docker.io", _429="+1", _404="+4"), answers("other", unreachable="+1")),
         {"registry": "docker.io"},
         "33.33%",
@@ -292,7 +292,7 @@ def promtool(folder: Path, *cases: dict[str, Any], rules: Any = None) -> tuple[b
     To each case belong the rules of its name, or `rules`: all of them for all would take minutes.
     """
     require_programs("promtool")
-    files = []
+    files: list[Path] = []
     for number, each in enumerate(cases):
         own = rules or {"groups": [{"name": "tagpin", "rules": [ALERTS[each["name"]]]}]}
         (folder / f"rules-{number}.yaml").write_text(yaml.safe_dump(own))
@@ -312,7 +312,8 @@ def test_promtool_finds_nothing_amiss_in_the_rules(tmp_path: Path) -> None:
     require_programs("promtool")
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump(RULES))
-    command = [executable("promtool"), "check", "rules", "--lint=all", "--lint-fatal", file]
+    flags = ("--lint=all", "--lint-fatal")
+    command: list[str | Path] = [executable("promtool"), "check", "rules", *flags, file]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -350,7 +351,7 @@ def test_where_all_is_well_nothing_fires(tmp_path: Path) -> None:
         unpinned("enforce", "not_found"): "+1",
         asked("2xx"): "+100",
         'tagpin_admissions_total{mode="pin"}': "+30",
-        **answers("docker.io", _2xx="+9", _404="+1"),
+        **answers("docker.io", _200="+9", _404="+1"),
         **waits(ENFORCE, 0.1),
     }
     nothing = case("TagpinDown", well)
