@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tagpin.cluster.listener import IDLE
+from tagpin.cluster.server import LAST_ANSWER
 from tagpin.errors import InvalidReference
 from tagpin.policy import Mode, Rules, exempt_patterns
 from tagpin.reference import Digest
@@ -449,13 +451,28 @@ def test_there_are_two_replicas_of_which_one_always_stays() -> None:
 
 
 def test_a_draining_replica_is_noticed_and_given_time() -> None:
-    drain, slowest_answer = (
-        Settings().drain,
-        max(entry["timeoutSeconds"] for entry in WEBHOOKS.values()),
-    )
-    assert POD["terminationGracePeriodSeconds"] > drain + slowest_answer
-    probe = CONTAINER["readinessProbe"]
-    assert probe["periodSeconds"] * probe["failureThreshold"] < drain
+    drain, until_all_nodes_know = Settings().drain, 3
+    assert seconds_to_notice(CONTAINER["readinessProbe"]) + until_all_nodes_know <= drain
+    slowest_answer = max(entry["timeoutSeconds"] for entry in WEBHOOKS.values())
+    assert slowest_answer < LAST_ANSWER
+    to_exit = 5
+    assert POD["terminationGracePeriodSeconds"] >= drain + LAST_ANSWER + to_exit
+
+
+def test_one_that_hangs_is_noticed_in_the_time_that_the_docs_say() -> None:
+    assert seconds_to_notice(CONTAINER["readinessProbe"]) == 6
+    assert seconds_to_notice(CONTAINER["livenessProbe"]) == 65
+
+
+def test_the_api_server_is_the_first_to_close_an_idle_connection() -> None:
+    it_does_so_after = 90  # IdleConnTimeout of Go's http.DefaultTransport
+    assert it_does_so_after < IDLE
+
+
+def seconds_to_notice(probe: Manifest) -> int:
+    """The longest time until a probe has failed for a process that does not answer."""
+    assert probe["timeoutSeconds"] <= probe["periodSeconds"]
+    return int(probe["failureThreshold"] * probe["periodSeconds"] + probe["timeoutSeconds"])
 
 
 def test_replicas_spread_where_they_can() -> None:

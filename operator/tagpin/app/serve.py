@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import kopf
@@ -70,6 +71,10 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    _on_signals(
+        stop.set
+    )  # at once: the first process of a container ignores what it doesn't handle
     async with assemble(settings) as operator:
         background = [
             asyncio.create_task(operator.certificate.run()),
@@ -85,7 +90,7 @@ async def _serve(settings: Settings) -> None:
                 metrics=operator.metrics,
             )
             async with health:
-                kopf_task = asyncio.create_task(_run_kopf(operator))
+                kopf_task = asyncio.create_task(_run_kopf(operator, stop))
                 await asyncio.wait([kopf_task, *background], return_when=asyncio.FIRST_COMPLETED)
                 kopf_task.cancel()
                 for task in (kopf_task, *background):
@@ -99,15 +104,14 @@ async def _serve(settings: Settings) -> None:
             await asyncio.gather(*background, return_exceptions=True)
 
 
-async def _run_kopf(operator: Operator) -> None:
-    """Run kopf's side: it hands reviews from our server to our handlers."""
+async def _run_kopf(operator: Operator, stop: asyncio.Event) -> None:
+    """Run kopf's side until `stop`: it hands reviews from our server to our handlers."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
     settings.admission.server = operator.server  # and no `managed`: the manifests are ours
     insights = Insights()
     insights.webhook_resources.add(PODS)
     insights.ready_resources.set()  # listen now, whatever the API server does
-    stop, ready = asyncio.Event(), asyncio.Event()
     spawned = await kopf.spawn_tasks(
         registry=operator.handlers,
         settings=settings,
@@ -117,18 +121,22 @@ async def _run_kopf(operator: Operator) -> None:
         standalone=True,
         vault=NoCredentials(stop),
         stop_flag=stop,
-        ready_flag=ready,
     )
-    task = asyncio.create_task(kopf.run_tasks(spawned, ignored=AllTasks()))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
-    loop = asyncio.get_running_loop()
+    _on_signals(partial(_drain, operator, stop))  # in place of kopf's own, which closes at once
+    await kopf.run_tasks(spawned, ignored=AllTasks())
 
-    def drain() -> None:
+
+def _drain(operator: Operator, stop: asyncio.Event) -> None:
+    """Serve on until nobody is sent here, then set `stop`; asked again, it changes nothing."""
+    if not operator.server.is_listening:
+        stop.set()
+    elif not operator.server.is_draining:
         log.info("draining for %g s", operator.settings.drain)
         operator.server.drain()
-        loop.call_later(operator.settings.drain, stop.set)
+        asyncio.get_running_loop().call_later(operator.settings.drain, stop.set)
 
+
+def _on_signals(act: Callable[[], object]) -> None:
+    """Let SIGTERM and SIGINT do this, and nothing else."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, drain)  # in place of kopf's own, which closes at once
-    await task
+        asyncio.get_running_loop().add_signal_handler(number, act)

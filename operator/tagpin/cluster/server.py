@@ -12,7 +12,7 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -43,6 +43,8 @@ TIMEOUT = 5.0
 """The API server's time-out where it names none of use: that of our own manifests."""
 MARGIN = 0.5
 """Seconds kept back from it, for the way back."""
+LAST_ANSWER = 10.0
+"""Seconds at the end of a drain for what is still under way: twice what a review may take."""
 
 # https://pkg.go.dev/time#ParseDuration, but for signs: less than nothing is of no use.
 _DURATION = re.compile(r"(?:([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})(ns|us|µs|μs|ms|s|m|h))")
@@ -117,14 +119,19 @@ class WebhookServer:
 
     async def __call__(self, dispatch: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
         """Serve until cancelled (kopf.WebhookServerProtocol)."""
+        under_way: set[asyncio.Task[Any]] = set()
 
         async def review(request: web.Request) -> web.Response:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - whatever runs here runs in one
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)  # when the answer has been written
             return await self._review(dispatch, request)
 
         await self._certificate.ready.wait()
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_route("*", "/{path:.*}", review)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=10)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
         await runner.setup()
         assert runner.server is not None  # noqa: S101 - since `setup`
         self._listener = Listener(
@@ -141,7 +148,9 @@ class WebhookServer:
             await asyncio.Event().wait()
         finally:
             self.is_listening = False
+            self.is_draining = True
             await self._listener.close()
+            await _all_done(under_way)
             await runner.cleanup()
 
     def drain(self) -> None:
@@ -256,6 +265,17 @@ class WebhookServer:
         response = web.Response(status=status, text=f"{reason}\n")
         response.force_close()  # the body may not have been read
         return response
+
+
+async def _all_done(under_way: Collection[asyncio.Task[Any]]) -> None:
+    """Return when nothing is under way any more, what comes in meanwhile included.
+
+    aiohttp would stop reading at once, in the middle of a review as well.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_ANSWER):
+            while under_way:
+                await asyncio.wait(tuple(under_way))
 
 
 def _parse(body: bytes) -> Any:
