@@ -125,6 +125,11 @@ class Replica:
         return self._running.pid
 
     @property
+    def certificate_directory(self) -> Path:
+        """Where the Secret with its certificate is mounted: it stays empty if nobody fills it."""
+        return self._folder / "tls"
+
+    @property
     def endpoint(self) -> Endpoint:
         """Where a Service finds it."""
         return Endpoint(self.port, self.health_port)
@@ -219,7 +224,7 @@ class Replica:
             "TAGPIN_WEBHOOK_PORT": str(self.port),
             "TAGPIN_HEALTH_PORT": str(self.health_port),
             "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
-            "TAGPIN_CERTIFICATE_DIRECTORY": str(self._folder / "tls"),
+            "TAGPIN_CERTIFICATE_DIRECTORY": str(self.certificate_directory),
             # As long as it takes a Service to notice, if there is one.
             "TAGPIN_DRAIN": f"{5 * PERIOD}s" if self._service else "100ms",
             "PATH": os.environ["PATH"],
@@ -313,9 +318,14 @@ class Installation:
             service = webhook["clientConfig"].pop("service", None)
             if service:
                 webhook["clientConfig"]["url"] = f"https://{LOOPBACK}:{port}{service['path']}"
-        self._control_plane.kubectl(
-            "apply", "--validate=strict", "-f", "-", input=yaml.safe_dump_all(self._objects)
-        )
+        for each in self._objects:
+            if each["kind"] == "Certificate" and "dnsNames" in each["spec"]:
+                each["spec"]["ipAddresses"] = [LOOPBACK]
+        self.submit("apply", "--validate=strict")
+
+    def submit(self, *command: str) -> None:
+        """Give the manifests, but for those of the records, to a command of kubectl."""
+        self._control_plane.kubectl(*command, "-f", "-", input=yaml.safe_dump_all(self._objects))
 
     def start(self) -> Self:
         """Run the replicas, and return when they are in service."""
