@@ -77,6 +77,7 @@ def on(metric: str, pod: str = "a") -> str:
 
 
 EXPIRY = on("tagpin_certificate_expiry_timestamp_seconds")
+CA_EXPIRY = on("tagpin_ca_certificate_expiry_timestamp_seconds")
 MEMORY, LIMIT = on("process_resident_memory_bytes"), on("tagpin_memory_limit_bytes")
 ENFORCE = "enforce.tagpin.dev"
 
@@ -146,6 +147,20 @@ ROWS: dict[str, Row] = {
         {},
         "13d 0h 0m 0s",
         too_early=59,
+    ),
+    "TagpinCAExpires": Row(
+        {CA_EXPIRY: f"{2 * 3600 + 29 * DAYS}"},
+        ({CA_EXPIRY: f"{3 * 3600 + 30 * DAYS}"}, {CA_EXPIRY: "0"}),
+        {},
+        "29d 0h 0m 0s",
+        too_early=59,
+    ),
+    "TagpinCABundleStale": Row(
+        {on("tagpin_ca_bundle_is_current"): "0"},
+        ({on("tagpin_ca_bundle_is_current"): "1"},),
+        {"pod": "a"},
+        at=10,
+        too_early=9,
     ),
     "TagpinKubernetesCallsFail": Row(
         {asked("429"): "+1"},
@@ -346,6 +361,8 @@ def test_where_all_is_well_nothing_fires(tmp_path: Path) -> None:
         on("tagpin_ready", "b"): "1",
         on("tagpin_leader"): "1",
         EXPIRY: f"{80 * DAYS}",
+        CA_EXPIRY: f"{3000 * DAYS}",
+        on("tagpin_ca_bundle_is_current"): "1",
         MEMORY: "150",
         LIMIT: "512",
         unpinned("enforce", "not_found"): "+1",
