@@ -51,7 +51,12 @@ AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata"}],
+}
+AUDIT_RULES = ({"level": "Metadata"},)
+WITH_NEW_PODS = {
+    "level": "RequestResponse",
+    "verbs": ["create"],
+    "resources": [{"group": "", "resources": ["pods"]}],
 }
 
 
@@ -90,11 +95,16 @@ class ControlPlane:
         scheduler: bool = True,
         nodes: int = 3,
         api_server_flags: Sequence[str] = (),
+        audit_new_pods: bool = False,
     ) -> None:
-        """Prepare one; `nodes=0` leaves kwok out, so that pods stay pending."""
+        """Prepare one; `nodes=0` leaves kwok out, so that pods stay pending.
+
+        With `audit_new_pods` the audit log has every pod as it was created.
+        """
         self._with_scheduler = scheduler
         self._nodes = nodes
         self._api_server_flags = tuple(api_server_flags)
+        self._audit_rules = [*([WITH_NEW_PODS] if audit_new_pods else []), *AUDIT_RULES]
         self._programs: list[Running] = []
         self._folder = Path()
         self._port = 0
@@ -136,14 +146,14 @@ class ControlPlane:
         """Program name → process id."""
         return {running.name: running.pid for running in self._programs}
 
-    def stop_api_server(self, *, kill: bool = False) -> None:
+    def stop_api_server(self, *, kill: bool = False, patience: float = 20) -> None:
         """End the API server alone; everybody else goes on, and misses it."""
         running = self._running("kube-apiserver")
         self._programs.remove(running)
         if kill:
             running.kill()
         else:
-            running.stop(patience=20)
+            running.stop(patience=patience)
 
     def start_api_server(self) -> None:
         """Start it again, at the same port and with the same data."""
@@ -253,8 +263,8 @@ class ControlPlane:
     def audit_events(self, since: int = 0) -> list[dict[str, Any]]:
         """The audit log from a mark on: an event per request, written before the answer.
 
-        Its level is Metadata. The log of a whole session is long: whoever knows where to begin
-        takes an `audit_mark` there.
+        Its level is Metadata, but for pods with `audit_new_pods`. The log of a whole session is
+        long: whoever knows where to begin takes an `audit_mark` there.
         https://kubernetes.io/docs/reference/config-api/apiserver-audit.v1/
         """
         with self._audit_log.open("rb") as log:
@@ -329,7 +339,7 @@ class ControlPlane:
     def _start_api_server(self, etcd_port: int, service_account_key: Path) -> None:
         serving = self.authority.issue("kube-apiserver", hosts=[LOOPBACK, "localhost"])
         policy = self._folder / "audit-policy.json"
-        policy.write_text(json.dumps(AUDIT_POLICY))
+        policy.write_text(json.dumps(AUDIT_POLICY | {"rules": self._audit_rules}))
         self._api_server_command = (
             f"--etcd-servers=http://{LOOPBACK}:{etcd_port}",
             f"--bind-address={LOOPBACK}",
