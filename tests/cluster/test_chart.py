@@ -123,6 +123,13 @@ class TestTheObjects:
         assert json.dumps([*there.values()]) == moved
 
 
+@pytest.mark.parametrize("name", ["dashboard.json", "prometheusrule.yaml"])
+def test_a_file_of_the_monitoring_is_a_copy(name: str) -> None:
+    """`cp` it again: the chart cannot reach out of its folder."""
+    original, copy = COMPONENTS / "monitoring" / name, CHART / "files" / name
+    assert copy.read_bytes() == original.read_bytes(), f"cp {original} {copy}"
+
+
 def everything() -> Object:
     """Values that bring all components."""
     return {key: value for each in COMPONENT_VALUES.values() for key, value in each.items()}

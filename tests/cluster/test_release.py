@@ -26,6 +26,31 @@ IMAGE_PINS = Key("CustomResourceDefinition", "imagepins.tagpin.dev")
 KEPT = {IMAGE_PINS, Key("ClusterRole", "tagpin-view"), Key("Secret", "tagpin-tls")}
 
 
+def definition(kind: str, plural: str) -> Object:
+    """A kind of cert-manager, of which only the name is needed."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": anything},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.cert-manager.io"},
+        "spec": {
+            "group": "cert-manager.io",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural},
+            "versions": [version],
+        },
+    }
+
+
+CERT_MANAGER = [definition("Certificate", "certificates"), definition("Issuer", "issuers")]
+
+
 class Release:
     """The release `tagpin` in a control plane of its own, with one replica that runs."""
 
@@ -139,13 +164,30 @@ def test_what_tagpin_wrote_survives_upgrades_and_rollbacks(release: Release) -> 
 
     # The second is what helm did before its version 4.
     for how in ("--server-side=true", "--server-side=false"):
-        release.upgrade(how, "--wait", "--set", "replicaCount=3,webhook.timeoutSeconds=4")
+        release.upgrade(how, "--set", "replicaCount=3,webhook.timeoutSeconds=4")
         assert release.get(DEPLOYMENT)["spec"]["replicas"] == 3
         assert release.written_by_tagpin() == before
 
         release.rollback(how)
         assert release.get(DEPLOYMENT)["spec"]["replicas"] == 2
         assert release.written_by_tagpin() == before
+
+
+def test_a_change_to_cert_manager_and_back_leaves_the_certificate_in_place(
+    release: Release,
+) -> None:
+    """What would be a gap without a certificate, until somebody writes the next."""
+    release.control_plane.kubectl("create", "-f", "-", input=yaml.safe_dump_all(CERT_MANAGER))
+    for each in CERT_MANAGER:
+        name = f"crd/{each['metadata']['name']}"
+        release.control_plane.kubectl("wait", name, "--for=condition=established")
+    before = release.written_by_tagpin()
+
+    release.upgrade("--set", "certManager.enabled=true")
+    assert release.written_by_tagpin() == before
+
+    release.upgrade()
+    assert release.written_by_tagpin() == before
 
 
 def test_an_upgrade_brings_what_is_new_in_the_records(release: Release, tmp_path: Path) -> None:
