@@ -12,22 +12,31 @@ from cluster.namespaces import Namespace, eventually, images, pod
 from cluster.programs import LOOPBACK
 
 CONTAINER = "injected"
+ANOTHER = "injected-again"
 
 
 class Injector:
     """Adds a container with `image` to the pods of a namespace, behind tagpin's back.
 
     The API server calls webhook configurations in the order of their names, so it is called
-    after tagpin.
+    after tagpin. One that `insists` wants to be asked again as well, and then adds another one.
     """
 
     NAME = "z-injector"
 
-    def __init__(self, control_plane: ControlPlane, namespace: Namespace, image: str) -> None:
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        namespace: Namespace,
+        image: str,
+        *,
+        insists: bool = False,
+    ) -> None:
         issued = control_plane.authority.issue("injector", hosts=[LOOPBACK])
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(issued.certificate, issued.key)
         self.image = image
+        self._insists = insists
         injector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -39,7 +48,7 @@ class Injector:
                 review["response"] = {
                     "uid": request["uid"],
                     "allowed": True,
-                    **_patch(request["object"], injector.image),
+                    **injector._patch(request["object"]),
                 }
                 body = json.dumps(review).encode()
                 self.send_response(200)
@@ -96,6 +105,7 @@ class Injector:
             "namespaceSelector": {
                 "matchLabels": {"kubernetes.io/metadata.name": self._namespace.name}
             },
+            "reinvocationPolicy": "IfNeeded" if self._insists else "Never",
             "sideEffects": "None",
             "admissionReviewVersions": ["v1"],
         }
@@ -106,11 +116,13 @@ class Injector:
             "webhooks": [webhook],
         }
 
-
-def _patch(pod: Any, image: str) -> dict[str, str]:
-    if CONTAINER in images(pod):
-        return {}
-    container = {"name": CONTAINER, "image": image}
-    operations = [{"op": "add", "path": "/spec/containers/-", "value": container}]
-    patch = base64.b64encode(json.dumps(operations).encode()).decode()
-    return {"patchType": "JSONPatch", "patch": patch}
+    def _patch(self, pod: Any) -> dict[str, str]:
+        name = CONTAINER
+        if name in images(pod):
+            if not self._insists:
+                return {}
+            name = ANOTHER
+        container = {"name": name, "image": self.image}
+        operations = [{"op": "add", "path": "/spec/containers/-", "value": container}]
+        patch = base64.b64encode(json.dumps(operations).encode()).decode()
+        return {"patchType": "JSONPatch", "patch": patch}

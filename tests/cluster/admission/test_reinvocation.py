@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cluster.admission.injector import CONTAINER, Injector
+from cluster.admission.injector import ANOTHER, CONTAINER, Injector
 from cluster.controlplane import ControlPlane
 from cluster.installation import Installation
 from cluster.namespaces import NewNamespace, images, pod, record
@@ -55,4 +55,23 @@ def test_an_injected_bad_image_is_refused_in_enforce(
         answer = namespace.create(pod("web", {"app": app.text}), check=False)
     assert f'container "{CONTAINER}"' in answer.error
     assert "(not_found)" in answer.error
+    assert namespace.pod("web") == {}
+
+
+def test_what_is_injected_when_we_are_asked_no_more_is_refused_by_the_policy(
+    installation: Installation,
+    control_plane: ControlPlane,
+    new_namespace: NewNamespace,
+    registries: Registries,
+) -> None:
+    """The API server asks each webhook twice at most."""
+    namespace = new_namespace("enforce")
+    app = registries.public.push("reinvocation/last:1")
+    proxy = registries.public.push("reinvocation/insisting:1")
+    given = f"registry.test/proxy@sha256:{'1' * 64}"
+    with Injector(control_plane, namespace, given, insists=True) as injector:
+        injector.image = proxy.text
+        answer = namespace.create(pod("web", {"app": app.text}), check=False)
+    assert "tagpin-require-digest" in answer.error
+    assert f'1 image has no digest: container "{ANOTHER}": {proxy.text}; ' in answer.error
     assert namespace.pod("web") == {}
