@@ -2,6 +2,7 @@
 
 Like a real one it balances connections, not requests: who keeps a connection stays with its
 endpoint. And it may be behind the times: a connection to an endpoint that has just gone is lost.
+It knows nothing but /readyz: a real one stops sending to a pod as soon as it is deleted, mostly.
 
 Nothing here knows pytest.
 """
@@ -10,6 +11,7 @@ import asyncio
 import itertools
 import socket
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import NamedTuple, Self
@@ -41,6 +43,9 @@ class Service:
         self._endpoints = list(endpoints)
         self._turn = itertools.count()
         self._ready: set[Endpoint] = set()
+        self._lost: set[Endpoint] = set()
+        self._opened: Counter[Endpoint] = Counter()
+        self._open: Counter[Endpoint] = Counter()
         self._listener = socket.create_server((LOOPBACK, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self._writers: set[asyncio.StreamWriter] = set()
@@ -80,6 +85,22 @@ class Service:
         """Whether new connections may go there."""
         return endpoint in self._ready
 
+    def lose(self, endpoint: Endpoint) -> None:
+        """Let nothing pass in either direction, as when its node has gone.
+
+        No connection there is closed or refused, and new ones are sent there until `remove`: it
+        takes the control plane 40 s or more to give up a node.
+        """
+        self._lost.add(endpoint)
+
+    def connections(self, endpoint: Endpoint) -> int:
+        """How many there are."""
+        return self._open[endpoint]
+
+    def opened(self, endpoint: Endpoint) -> int:
+        """How many there were or should have been, from the beginning."""
+        return self._opened[endpoint]
+
     def cut(self) -> None:
         """End the open connections: every client has to connect again, and gets the next endpoint.
 
@@ -116,7 +137,10 @@ class Service:
 
     async def _watch_one(self, client: aiohttp.ClientSession, endpoint: Endpoint) -> None:
         while True:
-            if await _is_ready(client, endpoint):
+            is_ready = await _is_ready(client, endpoint)
+            if endpoint in self._lost:
+                pass  # nobody is there to say so
+            elif is_ready:
                 self._ready.add(endpoint)
             else:
                 self._ready.discard(endpoint)
@@ -125,21 +149,43 @@ class Service:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = {writer}
         self._writers.add(writer)
+        endpoint = self._next()
+        if endpoint is not None:
+            self._opened[endpoint] += 1
+            self._open[endpoint] += 1
         try:
-            endpoint = self._next()
             if endpoint is not None:
+                await self._pass(endpoint)
                 answers, there = await asyncio.open_connection(LOOPBACK, endpoint.port)
                 writers.add(there)
                 self._writers.add(there)
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pump(reader, there))
-                    group.create_task(_pump(answers, writer))
+                    group.create_task(self._pump(endpoint, reader, there))
+                    group.create_task(self._pump(endpoint, answers, writer))
         except* OSError:
             pass  # whoever is left at the other end sees it
         finally:
+            if endpoint is not None:
+                self._open[endpoint] -= 1
             for each in writers:
                 each.close()
             self._writers -= writers
+
+    async def _pump(
+        self, endpoint: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what comes, and then that no more will: the other direction may go on."""
+        while chunk := await reader.read(65536):
+            await self._pass(endpoint)
+            writer.write(chunk)
+            await writer.drain()
+        await self._pass(endpoint)
+        writer.write_eof()
+
+    async def _pass(self, endpoint: Endpoint) -> None:
+        """Return if there is a way there; else never."""
+        if endpoint in self._lost:
+            await asyncio.Event().wait()
 
     def _next(self) -> Endpoint | None:
         """The endpoint whose turn it is, of those that are ready."""
@@ -157,11 +203,3 @@ async def _is_ready(client: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
             return response.status == HTTPStatus.OK
     except (aiohttp.ClientError, TimeoutError):
         return False
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what comes, and then that no more will: the other direction may go on."""
-    while chunk := await reader.read(65536):
-        writer.write(chunk)
-        await writer.drain()
-    writer.write_eof()
