@@ -250,6 +250,7 @@ class Listener:
                     ssl_handshake_timeout=self._limits.handshake,
                 )
         except OSError as error:
+            accepted.close()
             if failures:
                 self._reject(*_explained(failures[0], peer))
             elif isinstance(error, ConnectionAbortedError):

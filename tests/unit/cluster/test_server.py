@@ -6,10 +6,11 @@ import io
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,19 +23,23 @@ from kopf._cogs.structs.ephemera import AnyMemo
 from kopf._cogs.structs.references import Insights
 from kopf._core.engines.admission import serve_admission_request
 
+from cluster.authority import Authority
+from fakes.clock import FakeClock
 from fakes.ledger import FakeLedger
 from tagpin.app.serve import PODS, NoMemories
 from tagpin.certificates import issue_ca, issue_serving
 from tagpin.cluster import admission
+from tagpin.cluster.clients import RECHECK, Clients
 from tagpin.cluster.context import LiveContext
-from tagpin.cluster.server import MAX_BODY, WebhookServer
+from tagpin.cluster.listener import USUAL, Limits, Rejection
+from tagpin.cluster.server import MAX_BODY, MAX_OF_ONE, TIMEOUT, WebhookServer, _timeout
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Keychain
 from tagpin.pinning import Access, Pinner, Resolution
 from tagpin.pins import Source
 from tagpin.policy import Rules
 from tagpin.reference import Digest, Reference
-from tagpin.verdict import Admission, Verdict
+from tagpin.verdict import Admission, Late, Verdict
 
 DIGEST = Digest.parse("sha256:" + "1" * 64)
 WHEN = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
@@ -71,15 +76,21 @@ class NoSecrets:
 class Certificate:
     """A certificate that is there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: Clients | None = None) -> None:
         now = datetime.now(UTC)
         ca = issue_ca(now)
-        live = LiveContext()
+        live = LiveContext(clients)
         live.load(issue_serving(ca, NAMES, now))
+        self._ca = ca
         self._live = live
         self.ready = asyncio.Event()
         self.ready.set()
         self.trust = ssl.create_default_context(cadata=ca.certificate_pem.decode())
+
+    def ca_file(self, folder: Path) -> Path:
+        file = folder / "serving-ca.crt"
+        file.write_bytes(self._ca.certificate_pem)
+        return file
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -96,6 +107,7 @@ class Webhook:
         self.session = session
         self.certificate = certificate
         self.refused: list[int] = []
+        self.rejected: list[Rejection] = []
         self.decisions: list[tuple[Admission, Verdict]] = []
         self.port = 0
 
@@ -118,22 +130,34 @@ class Webhook:
 
 
 @asynccontextmanager
-async def running(free_port: int) -> AsyncIterator[Webhook]:
-    certificate = Certificate()
+async def running(
+    free_port: int,
+    *,
+    clients: Clients | None = None,
+    pinner: Pinner | None = None,
+    per_namespace: int = 32,
+    limits: Limits = USUAL,
+) -> AsyncIterator[Webhook]:
+    certificate = Certificate(clients)
     async with aiohttp.ClientSession() as session:
         refused: list[int] = []
+        rejected: list[Rejection] = []
         server = WebhookServer(
             certificate,
             paths=admission.PATHS,
             address="127.0.0.1",
             port=free_port,
+            clients=clients,
             refused=refused.append,
+            rejected=rejected.append,
+            limits=limits,
         )
         webhook = Webhook(server, session, certificate)
+        webhook.rejected = rejected
         webhook.refused = refused
         webhook.port = free_port
         handlers = kopf.OperatorRegistry()
-        pinner = Pinner(
+        pinner = pinner or Pinner(
             OneDigest(),
             NoSecrets(),
             FakeLedger(),
@@ -141,6 +165,7 @@ async def running(free_port: int) -> AsyncIterator[Webhook]:
             kinds={},
             now=lambda: datetime.now(UTC),
             budget=5,
+            per_namespace=per_namespace,
         )
         observe = [lambda one, two, _seconds: webhook.decisions.append((one, two))]
         admission.register(handlers, pinner, observe)
@@ -373,7 +398,7 @@ async def test_large_reviews_are_taken_in_a_few_at_a_time(webhook: Webhook) -> N
     slow = pod("nginx:slow", annotations={"note": "x" * 1_400_000})
     posts = [
         asyncio.create_task(webhook.post(f"/pin?timeout={timeout}s", review(object=slow)))
-        for timeout in (2, 2, 6)
+        for timeout in (2, 2, 3)
     ]
     await asyncio.sleep(0.5)
 
@@ -395,6 +420,407 @@ async def test_a_draining_replica_answers_and_asks_to_come_back_elsewhere(
     assert status == 200
     assert json.loads(text)["response"]["allowed"] is True
     assert response.headers["Connection"] == "close"
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5s", 5),
+        ("500ms", 0.5),
+        ("1.5s", 1.5),
+        ("1m30s", 90),
+        ("1h0m0s", 3600),
+        ("1h", 3600),
+        (".5s", 0.5),
+        ("2.s", 2),
+        ("250us", 0.00025),
+        ("250µs", 0.00025),
+        ("1ns", 1e-9),
+    ],
+)
+def test_a_time_out_is_read_as_go_writes_it(text: str, seconds: float) -> None:
+    assert _timeout(text) == pytest.approx(seconds)
+
+
+NO_DURATIONS = [
+    *("", "0", "0s", "-5s", "+5s", "5", "s", "5 s", "5s ", "1.5", "5S", "nan", "inf", "1e3s"),
+    *("5s5", "..5s", "5s\n", "\u0665s", "9" * 400 + "h"),
+]
+
+
+@pytest.mark.parametrize("text", NO_DURATIONS)
+def test_a_time_out_that_makes_no_sense_is_the_usual_one(text: str) -> None:
+    assert _timeout(text) == TIMEOUT
+
+
+@pytest.mark.parametrize("text", ["1s", "500ms", "300ms", "999999999h"])
+async def test_the_answer_comes_in_time_whatever_time_there_is(webhook: Webhook, text: str) -> None:
+    loop = asyncio.get_running_loop()
+    image = "nginx:1" if text.endswith("h") else "nginx:slow"
+    started = loop.time()
+
+    status, answer, _ = await webhook.post(f"/pin?timeout={text}", review(object=pod(image)))
+
+    assert status == 200
+    assert image == "nginx:1" or "in time (timeout)" in answer
+    assert loop.time() - started < _timeout(text)
+
+
+class Endless(Pinner):
+    """Takes no notice of its budget."""
+
+    def __init__(self) -> None:
+        self.was_cancelled = False
+
+    async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+        raise AssertionError("nobody sets this event")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/audit", True), ("/pin", True), ("/enforce", False)]
+)
+async def test_a_decision_that_overruns_is_cut_and_the_mode_decides(
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture, path: str, allowed: bool
+) -> None:
+    endless = Endless()
+    async with running(unused_tcp_port, pinner=endless) as webhook:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+
+        status, text, _ = await webhook.post(f"{path}?timeout=1s", review())
+
+        assert status == 200
+        assert 0.5 < loop.time() - started < 1
+        response = json.loads(text)["response"]
+        assert response["allowed"] is allowed
+        assert "images could not be pinned in time" in text
+        assert endless.was_cancelled
+        ((_, verdict),) = webhook.decisions
+        assert verdict.late is Late.OVERDUE
+        assert verdict.notices
+        assert "a decision was cut after 0.75 s" in caplog.text
+
+
+# Crowds
+
+
+async def test_one_namespaces_flood_costs_others_nothing(unused_tcp_port: int) -> None:
+    async with running(unused_tcp_port, per_namespace=2) as webhook:
+        flood = [
+            asyncio.create_task(
+                webhook.post("/enforce?timeout=2s", review(object=pod("nginx:slow")))
+            )
+            for _ in range(20)
+        ]
+        await until(lambda: webhook.server.reviews == 20)
+        started = asyncio.get_running_loop().time()
+
+        response = await webhook.review("/enforce", namespace="other")
+
+        assert response["allowed"] is True
+        assert asyncio.get_running_loop().time() - started < 1  # the flood lasts for longer
+        assert not any(each.done() for each in flood)
+        answers = [text for _, text, _ in await asyncio.gather(*flood)]
+        crowded = "namespace shop has 2 pods under way (requestsPerNamespace), so nginx:slow had"
+        assert sum(crowded in text for text in answers) == 18
+        assert webhook.server.reviews == 0
+        assert not webhook.server._in_hand
+
+
+async def test_a_namespace_has_only_so_many_bytes_under_way(webhook: Webhook) -> None:
+    heavy = pod("nginx:slow", annotations={"note": "x" * 200_000})
+    number = MAX_OF_ONE // 200_000
+    flood = [
+        asyncio.create_task(webhook.post("/pin?timeout=2s", review(object=heavy)))
+        for _ in range(number + 5)
+    ]
+    await until(lambda: len(webhook.refused) >= 5)
+
+    assert (await webhook.review("/pin", namespace="other"))["allowed"] is True
+    answers = await asyncio.gather(*flood)
+    assert [status for status, *_ in answers].count(200) <= number
+    assert any("namespace shop has too many bytes" in text for _, text, _ in answers)
+    assert not webhook.server._in_hand
+
+
+async def test_made_up_namespaces_are_forgotten(webhook: Webhook) -> None:
+    for number in range(50):
+        await webhook.review("/pin", namespace=f"made-up-{number}")
+
+    assert len(webhook.server._in_hand) == 0
+
+
+async def test_a_large_review_waits_for_others_for_as_long_as_its_caller_does(
+    webhook: Webhook,
+) -> None:
+    slow = pod("nginx:slow", annotations={"note": "x" * 400_000})
+    before = [
+        asyncio.create_task(webhook.post("/pin?timeout=2s", review(object=slow))) for _ in range(2)
+    ]
+    await until(webhook.server._large.locked)
+
+    status, text, _ = await webhook.post("/pin?timeout=400ms", review(object=slow))
+
+    assert status == 503
+    assert "had to wait for others for too long" in text
+    for each in before:
+        each.cancel()
+    await asyncio.gather(*before, return_exceptions=True)
+
+
+# Who may call
+
+
+async def test_a_client_whose_certificate_has_another_name_is_told_so(
+    unused_tcp_port: int, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    async with running(
+        unused_tcp_port, clients=Clients(authority.certificate, ["kube-apiserver"])
+    ) as webhook:
+        webhook.certificate.trust.load_cert_chain(*authority.issue("system:node:node-1"))
+
+        status, text, response = await webhook.post("/pin", review())
+
+        assert status == 403
+        assert text == "the client certificate bears none of the names in clientNames\n"
+        assert response.headers["Connection"] == "close"
+        assert webhook.decisions == []
+
+
+async def test_a_connection_from_before_the_cas_changed_is_closed_with_its_answer(
+    unused_tcp_port: int, tmp_path: Path
+) -> None:
+    clock = FakeClock()
+    authority = Authority(tmp_path)
+    file = tmp_path / "clients.crt"
+    _copy(authority.certificate, to=file)
+    async with running(unused_tcp_port, clients=Clients(file, clock=clock)) as webhook:
+        webhook.certificate.trust.load_cert_chain(*authority.issue("kube-apiserver"))
+        _, _, before = await webhook.post("/pin", review())
+        _copy(webhook.certificate.ca_file(tmp_path), to=file)
+        clock.advance(RECHECK)
+
+        status, _, after = await webhook.post("/pin", review())
+
+        assert status == 200
+        assert "Connection" not in before.headers
+        assert after.headers["Connection"] == "close"
+        with pytest.raises(aiohttp.ClientError):
+            await webhook.post("/pin", review())
+
+
+def _copy(file: Path, *, to: Path) -> None:
+    to.write_bytes(file.read_bytes())
+
+
+# Attacks on the port
+
+BRIEF = Limits(connections=4, handshake=0.3, first_request=0.3)
+HEAD = b"POST /pin HTTP/1.1\r\nHost: tagpin\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+async def attacked(unused_tcp_port: int) -> AsyncIterator[Webhook]:
+    """A webhook that loses patience soon."""
+    async with running(unused_tcp_port, limits=BRIEF) as webhook:
+        yield webhook
+
+
+async def plain(webhook: Webhook) -> asyncio.StreamWriter:
+    """A connection that has said nothing."""
+    return (await asyncio.open_connection("127.0.0.1", webhook.port))[1]
+
+
+async def secured(webhook: Webhook) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", webhook.port, ssl=webhook.certificate.trust)
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side ends the connection, soon."""
+    try:
+        async with asyncio.timeout(5):
+            while await reader.read(1000):
+                pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+async def hang_up(*writers: asyncio.StreamWriter) -> None:
+    for each in writers:
+        each.close()
+        with suppress(OSError):
+            await each.wait_closed()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110 - nothing signals what is waited for
+            await asyncio.sleep(0.005)
+
+
+async def test_a_handshake_that_never_begins_is_ended(attacked: Webhook) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", attacked.port)
+
+    assert await is_closed(reader)
+
+    assert attacked.rejected == [Rejection.SILENCE]
+    await hang_up(writer)
+
+
+async def test_what_is_no_handshake_is_ended(attacked: Webhook) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", attacked.port)
+    writer.write(HEAD + b"\r\n")
+
+    assert await is_closed(reader)
+
+    await until(lambda: attacked.rejected == [Rejection.HANDSHAKE])
+    await hang_up(writer)
+
+
+async def test_a_connection_that_asks_nothing_is_ended(attacked: Webhook) -> None:
+    reader, writer = await secured(attacked)
+
+    assert await is_closed(reader)
+
+    assert attacked.rejected == [Rejection.SILENCE]
+    await hang_up(writer)
+
+
+async def test_a_head_that_trickles_in_is_ended(attacked: Webhook) -> None:
+    reader, writer = await secured(attacked)
+
+    async def trickle() -> None:
+        with suppress(ConnectionError):
+            writer.write(HEAD)
+            while not writer.is_closing():
+                writer.write(b"X-More: 1\r\n")
+                await asyncio.sleep(0.02)
+
+    trickling = asyncio.create_task(trickle())
+
+    assert await is_closed(reader)
+
+    assert attacked.rejected == [Rejection.SILENCE]
+    await hang_up(writer)
+    await trickling
+
+
+async def test_a_body_that_trickles_in_is_refused_when_there_is_no_time_left(
+    attacked: Webhook,
+) -> None:
+    reader, writer = await secured(attacked)
+    writer.write(HEAD.replace(b"/pin", b"/pin?timeout=400ms") + b"Content-Length: 1000\r\n\r\n{")
+
+    assert b"408" in await reader.readline()
+
+    assert attacked.refused == [408]
+    assert await is_closed(reader)
+    await hang_up(writer)
+
+
+async def test_a_head_of_any_length_is_refused(attacked: Webhook) -> None:
+    reader, writer = await secured(attacked)
+    writer.write(HEAD + b"X: " + b"x" * 100_000 + b"\r\n\r\n")
+
+    assert b"400" in await reader.readline()
+
+    await hang_up(writer)
+
+
+async def test_a_connection_that_is_kept_stays(attacked: Webhook) -> None:
+    body = json.dumps(review()).encode()
+    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    reader, writer = await secured(attacked)
+    for _ in range(3):
+        writer.write(request)
+        assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}}")
+        await asyncio.sleep(2 * BRIEF.first_request)
+
+    assert attacked.rejected == []
+    await hang_up(writer)
+
+
+async def test_connections_that_are_opened_and_closed_are_not_worth_a_word(
+    attacked: Webhook, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(10):
+        await hang_up(await plain(attacked))
+        await hang_up((await secured(attacked))[1])
+    await until(lambda: len(attacked.server._listener) == 0)
+
+    assert attacked.rejected == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_who_asks_for_nothing_gives_way(unused_tcp_port: int) -> None:
+    limits = Limits(connections=4, handshake=30, first_request=30)
+    async with running(unused_tcp_port, limits=limits) as webhook:
+        assert (await webhook.review("/pin"))["allowed"] is True  # by a connection that is kept
+        idle = [await plain(webhook) for _ in range(10)]
+        silent = [(await secured(webhook))[1] for _ in range(10)]
+
+        assert (await webhook.review("/pin"))["allowed"] is True
+        assert len(webhook.server._listener) <= 4
+        await until(lambda: len(webhook.rejected) == 17)
+        assert set(webhook.rejected) == {Rejection.CROWDED}
+        # The one that was of use is still there: no new one was made for the second review.
+        assert len(webhook.server._listener._known) == 1
+        await hang_up(*idle, *silent)
+
+
+async def test_no_request_in_hand_gives_way(unused_tcp_port: int) -> None:
+    limits = Limits(connections=2, handshake=30, first_request=30)
+    async with running(unused_tcp_port, limits=limits) as webhook:
+        slow = [
+            asyncio.create_task(webhook.post("/pin?timeout=2s", review(object=pod("nginx:slow"))))
+            for _ in range(2)
+        ]
+        await until(lambda: webhook.server.reviews == 2)
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", webhook.port)
+
+        assert await is_closed(reader)
+        assert webhook.rejected == [Rejection.CROWDED]
+        assert [status for status, *_ in await asyncio.gather(*slow)] == [200, 200]
+        await hang_up(writer)
+
+
+async def test_a_caller_that_hangs_up_leaves_nothing_behind(unused_tcp_port: int) -> None:
+    async with running(unused_tcp_port, per_namespace=1) as webhook:
+        body = json.dumps(review(object=pod("nginx:slow"))).encode()
+        for _ in range(3):
+            _, writer = await secured(webhook)
+            writer.write(HEAD.replace(b"/pin", b"/pin?timeout=500ms"))
+            writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await until(lambda: webhook.server.reviews > 0)
+            await hang_up(writer)
+
+        await until(lambda: webhook.server.reviews == 0)
+        assert len(webhook.server._listener) == 0
+
+
+async def test_the_same_refusal_of_the_same_peer_is_logged_once(
+    webhook: Webhook, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        await webhook.post("/nowhere", review())
+    await webhook.post("/pin", b"{")
+
+    assert [vars(record)["status"] for record in caplog.records] == [404, 400]
+    assert webhook.refused == [404] * 5 + [400]
 
 
 async def test_a_body_that_never_ends_does_not_hold_up_others(webhook: Webhook) -> None:
