@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.controlplane import ControlPlane
-from cluster.installation import SERVICE_ACCOUNT, Installation, Replica, kustomized
+from cluster.installation import SERVICE_ACCOUNT, SYSTEM, Installation, Replica, kustomized
 from cluster.namespaces import (
     Namespace,
     NewNamespace,
@@ -174,6 +174,52 @@ def test_replica_sets_are_as_many_as_without_tagpin(
         each.get("deployments/web", "apis/apps/v1")["metadata"]["generation"] for each in both
     }
     assert len(generations) == 1
+
+
+def test_without_its_configuration_enforce_takes_no_tag_and_pin_any(
+    installation: Installation,
+    control_plane: ControlPlane,
+    new_namespace: NewNamespace,
+    registries: Registries,
+) -> None:
+    app = registries.public.push("failures/configuration:1")
+    there = {mode: new_namespace(mode) for mode in MODES}
+    control_plane.kubectl("delete", "mutatingwebhookconfiguration/tagpin")
+    try:
+        refused = eventually(
+            lambda: there["enforce"].create(pod("web", {"app": app.text}), check=False).error,
+            lambda said: "tagpin-require-digest" in said,
+        )
+        assert f'1 image has no digest: container "app": {app.text}' in refused
+        there["enforce"].create(pod("pinned", {"app": app.pinned}))
+        for mode in ("audit", "pin"):
+            there[mode].create(pod("web", {"app": app.text}))
+            assert images(there[mode].pod("web")) == {"app": app.text}
+    finally:
+        installation.apply()
+        installation.replicas[0].wait_until_in_service()
+
+
+def test_without_its_policy_or_settings_the_webhook_goes_on(
+    installation: Installation,
+    control_plane: ControlPlane,
+    new_namespace: NewNamespace,
+    registries: Registries,
+) -> None:
+    app = registries.public.push("failures/policy:1")
+    namespace = new_namespace("enforce")
+    try:
+        for gone in ("validatingadmissionpolicybinding/tagpin-require-digest", "configmap/tagpin"):
+            control_plane.kubectl("delete", "-n", SYSTEM, gone)
+            name = gone.partition("/")[0]
+            namespace.create(pod(name, {"app": app.text}))
+            assert images(namespace.pod(name)) == {"app": app.pinned}
+            assert not namespace.create(
+                pod("bad", {"app": f"{app.text}-none"}), check=False
+            ).succeeded
+            installation.apply()
+    finally:
+        installation.apply()
 
 
 @pytest.fixture(scope="module")

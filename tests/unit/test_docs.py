@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 RECORDS = (ROOT / "docs" / "records.md").read_text()
 REVISIONS = (ROOT / "docs" / "revisions.md").read_text()
 REGISTRIES = (ROOT / "docs" / "registries.md").read_text()
+PAGES = {page.name: page.read_text() for page in sorted(ROOT.glob("docs/*.md"))}
 
 
 def camel_case(name: str) -> str:
@@ -42,6 +44,15 @@ def rows(page: str, head: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
+def there_are() -> set[str]:
+    """The names of all test functions, methods too."""
+    return {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = {}
     for key, text in defaults().items():
@@ -52,7 +63,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
         {key: list(value) if value == () else value for key, value in documented.items()}
     )
 
-    assert set(documented) == {camel_case(item.name) for item in dataclasses.fields(Settings)}
+    keys = {camel_case(item.name) for item in dataclasses.fields(Settings)}
+    assert set(documented) == keys - {"exempt"}  # it has a file of its own
     assert settings == Settings()
 
 
@@ -72,7 +84,7 @@ EXAMPLES = [
     block
     for page in (CONFIGURATION, REGISTRIES, RECORDS, REVISIONS)
     for block in re.findall(r"^```yaml\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
-    if "\nkind:" not in block  # an object of Kubernetes
+    if not re.search("^(kind|data):", block, re.MULTILINE)  # an object of Kubernetes
 ]
 
 
@@ -98,7 +110,7 @@ def test_the_examples_in_the_configmap_are_settings() -> None:
     assert Settings.from_mapping(yaml.safe_load(opened))
 
 
-@pytest.mark.parametrize("page", [REGISTRIES, REVISIONS, RECORDS, CONFIGURATION])
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_metrics_that_are_named_exist(page: str) -> None:
     there_is = set(re.findall(r"^# TYPE (\w+)", Metrics().exposition().decode(), re.MULTILINE))
 
@@ -134,11 +146,7 @@ def test_every_event_in_the_life_of_a_revision_is_tried_on_a_cluster() -> None:
 
 def test_every_known_registry_is_tried() -> None:
     head = "| Registry | What is special | What tagpin does | Test | Seen with |"
-    there_is = {
-        name
-        for file in (ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
-    }
+    there_is = there_are()
     registries = rows(REGISTRIES, head)
     assert len(registries) > 15
     for registry, special, what_tagpin_does, tests, seen_with in registries:
@@ -150,9 +158,82 @@ def test_every_known_registry_is_tried() -> None:
         assert re.match("a fake|the real program", seen_with), registry
 
 
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page))
+
+    assert named - there_are() == set()
+
+
+FAILURES = "| what is down | audit | pin | enforce | how you notice | what to do | test |"
+THREATS = "| who | wants | what stops it | test | what remains |"
+OUTAGES = "| what went wrong, where | how it came about | here | test, or why there is none |"
+PRACTICES = "| Kubernetes says | here | test, or why there is none |"
+DRIFT = "| what a tool does | what it sees | test |"
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "at_least"),
+    [
+        ("failures.md", FAILURES, 40),
+        ("threat-model.md", THREATS, 20),
+        ("good-practices.md", OUTAGES, 28),
+        ("good-practices.md", PRACTICES, 20),
+        ("gitops.md", DRIFT, 6),
+    ],
+)
+def test_every_row_of_a_table_is_whole_and_names_a_test(
+    page: str, head: str, at_least: int
+) -> None:
+    columns = head.count("|") - 1
+    column = next(n for n, title in enumerate(head.split(" | ")) if title.startswith("test"))
+    found = rows(PAGES[page], head)
+
+    assert len(found) >= at_least
+    for cells in found:
+        assert len(cells) == columns, cells
+        assert all(cells), cells
+        assert "`test_" in cells[column] or cells[0] in UNTRIED, cells
+
+
+UNTRIED = {"try it in a staging cluster, and with the next version"}
+"""What only whoever runs a cluster can do."""
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_commands_are_words_that_a_shell_takes(page: str) -> None:
+    shown = re.findall(r"^\$ (.+(?:(?<=[|\\])\n.+)*)$", page, re.MULTILINE)
+
+    for command in shown:
+        words = shlex.split(command, comments=True)  # ValueError: a quotation without an end
+        assert words[0] in {"kubectl", "helm", "tagpin", "jq", "make", "argocd", "flux", "docker"}
+
+
+def test_no_page_stands_alone() -> None:
+    """Another one, or the README, leads to it."""
+    everything = {"README.md": (ROOT / "README.md").read_text(), **PAGES}
+    led_to = {
+        target.rpartition("/")[2]
+        for name, text in everything.items()
+        for target in re.findall(r"\]\(([\w./-]+\.md)(?:#[^)]*)?\)", text)
+        if target != name
+    }
+    assert set(PAGES) - led_to == set()
+
+
 @pytest.mark.parametrize(
     "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: p.name
 )
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, heading in re.findall(
+        r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.read_text()
+    ):
+        led_to = page.parent / target if target else page
+        assert led_to.exists(), target
+        assert not heading or heading in headings(led_to), f"{target}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """As links name them: https://github.com/github/cmark-gfm has the rule in its own words."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in found}
