@@ -21,8 +21,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 MAX_PINS = 50
 """Images of one pod that its line names."""
 
-MAX_ALIKE = 30
-"""Warnings, or errors, from one place in the code within `PERIOD`; more are left out."""
+MAX_ALIKE = 100
+"""Lines from one place in the code within `PERIOD`; more are left out."""
 PERIOD = 60.0
 
 decisions = logging.getLogger("tagpin.decisions")
@@ -58,12 +58,12 @@ class Text(logging.Formatter):
 
 
 class Bounded(logging.Filter):
-    """Lets a place in the code warn only `MAX_ALIKE` times within `PERIOD`.
+    """Lets a place in the code speak only `MAX_ALIKE` times within `PERIOD`.
 
     Whoever creates pods chooses hosts that cannot be reached, and whoever reaches the port sends
     what is no review: neither must fill the disk. The first line that passes again says in
     `left_out` how many did not. Lines of decisions all pass: that there is one for each is the
-    point of them, and they are no more than pods.
+    point of them, and they are no more than pods. So does whatever is only said at `debug`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +73,7 @@ class Bounded(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record may be written."""
-        if record.levelno < logging.WARNING or record.name == decisions.name:
+        if record.levelno < logging.INFO or record.name == decisions.name:
             return True
         place = self._places.setdefault((record.pathname, record.lineno), _Place())
         now = self._clock()

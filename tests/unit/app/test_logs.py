@@ -165,7 +165,7 @@ def written(bounded: Bounded, *lines: int, level: int = logging.WARNING) -> list
     return [getattr(each, "left_out", 0) for each in records if bounded.filter(each)]
 
 
-def test_a_place_that_warns_without_end_is_not_written_without_end() -> None:
+def test_a_place_that_warns_without_end_does_not_fill_the_log() -> None:
     clock = FakeClock()
     bounded = Bounded(clock)
 
@@ -176,8 +176,11 @@ def test_a_place_that_warns_without_end_is_not_written_without_end() -> None:
     assert written(bounded, 1, 1) == [1000 - MAX_ALIKE, 0]
 
 
-@pytest.mark.parametrize(("level", "count"), [(logging.ERROR, MAX_ALIKE), (logging.INFO, 1000)])
-def test_what_warns_of_nothing_is_not_bounded(level: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("level", "count"),
+    [(logging.ERROR, MAX_ALIKE), (logging.INFO, MAX_ALIKE), (logging.DEBUG, 1000)],
+)
+def test_only_what_is_said_at_debug_is_not_bounded(level: int, count: int) -> None:
     assert len(written(Bounded(), *[1] * 1000, level=level)) == count
 
 
@@ -187,8 +190,8 @@ def test_every_decision_has_its_line_however_many_there_are(
     bounded = Bounded(FakeClock())
     caplog.handler.addFilter(bounded)
     with caplog.at_level(logging.INFO, logger="tagpin.decisions"):
-        for _ in range(100):
+        for _ in range(MAX_ALIKE + 50):
             log_decision(ADMISSION, REFUSED, 0.01)
     caplog.handler.removeFilter(bounded)
 
-    assert [each.levelname for each in caplog.records] == ["WARNING"] * 100
+    assert [each.levelname for each in caplog.records] == ["WARNING"] * (MAX_ALIKE + 50)
