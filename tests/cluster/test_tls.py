@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -18,7 +19,7 @@ import pytest
 from cryptography import x509
 from kubernetes.aio.client import ApiClient, Configuration
 
-from cluster.callers import Callers, MountedSecret
+from cluster.callers import Callers, MountedSecret, write_volume
 from cluster.controlplane import PROGRAMS, ControlPlane
 from cluster.programs import LOOPBACK, free_ports
 from cluster.requirement import require_programs
@@ -32,11 +33,12 @@ from tagpin.certificates import (
     issue_ca,
     issue_serving,
     parse_certificates,
+    renewed,
     to_pem,
 )
 from tagpin.cluster.api import connect, disconnect
 from tagpin.cluster.server import WebhookServer
-from tagpin.cluster.tls import CertificateKeeper
+from tagpin.cluster.tls import CERTIFICATE_NAME, CertificateKeeper
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NAMES = ("tagpin.tagpin-system.svc", "127.0.0.1")
@@ -100,14 +102,14 @@ class Cluster:
         """Whether every caBundle holds the CAs of the Secret and nothing else."""
         return self.bundles == [frozenset(parse_certificates(secret[CA_CERTIFICATE]))] * WEBHOOKS
 
-    def answers_to_writes(self) -> list[int]:
-        """The status of each of tagpin's own attempts to write the Secret."""
+    def answers_to_writes(self, resource: str = "secrets") -> list[int]:
+        """The status of each of tagpin's own attempts to write the Secret, or another resource."""
         return [
             event["responseStatus"]["code"]
             for event in self._audit_events()
             if event["verb"] == "patch"
             and event["user"]["username"] == "system:serviceaccount:tagpin-system:tagpin"
-            and event["objectRef"]["resource"] == "secrets"
+            and event["objectRef"]["resource"] == resource
         ]
 
     def is_published(self) -> bool:
@@ -474,6 +476,200 @@ class TestSomeoneElsesCertificate:
             await until(lambda: cluster.are_exactly(foreign))
 
 
+class Gate:
+    """A way to the API server that can be shut."""
+
+    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+        config = json.loads(kubeconfig.read_text())
+        self._cluster = config["clusters"][0]["cluster"]
+        self._target = urlsplit(self._cluster["server"])
+        self._config = config
+        self._folder = folder
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._passes = asyncio.Event()
+        self._passes.set()
+        self.kubeconfig = folder / "gate.kubeconfig"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        self._cluster["server"] = f"https://127.0.0.1:{self._port}"
+        self.kubeconfig.write_text(json.dumps(self._config))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shut()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def shut(self) -> None:
+        """Refuse connections, and cut those that are open."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def hold(self) -> None:
+        """Take connections in, and let nothing through."""
+        self._passes.clear()
+
+    def release(self) -> None:
+        self._passes.set()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._passes.wait()
+        there = await asyncio.open_connection(self._target.hostname, self._target.port)
+        self._writers |= {writer, there[1]}
+        with contextlib.suppress(OSError):
+            await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+async def gate(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Gate]:
+    async with Gate(cluster.kubeconfig, tmp_path) as gate:
+        yield gate
+
+
+class TestCertManager:
+    """What cert-manager does, played; test_cert_manager.py has the real one."""
+
+    async def test_what_it_keeps_is_never_written(self, cluster: Cluster) -> None:
+        ours, theirs = dict(issued()), issued()
+        theirs[CA_KEY] = ours[CA_KEY]  # left over from before
+        cluster.write_secret(theirs)
+        cluster.kubectl(*ANNOTATE, "secret", "tagpin-tls", f"{CERTIFICATE_NAME}=tagpin")
+        cluster.kubectl(*ANNOTATE, "mutatingwebhookconfiguration", "tagpin", INJECTED)
+        async with replica(cluster.kubeconfig) as keeper:
+            await ready(keeper)
+            before = versions(cluster)
+            await asyncio.sleep(1)
+            assert versions(cluster) == before
+            assert cluster.bundles == [frozenset()] * WEBHOOKS
+            assert not keeper.is_trusted
+            (ca,) = parse_certificates(theirs[CA_CERTIFICATE])
+            assert keeper.ca_expires == ca.not_valid_after_utc
+            for webhook in range(WEBHOOKS):
+                cluster.write_bundle(webhook, frozenset({ca}))
+            await until(lambda: keeper.is_trusted)
+
+    async def test_where_it_has_replaced_the_ca_the_new_certificate_is_served_at_once(
+        self, cluster: Cluster
+    ) -> None:
+        first, second = issued(), issued()
+        for each in (first, second):
+            del each[CA_KEY]
+        cluster.write_secret(first)
+        cluster.kubectl(*ANNOTATE, "mutatingwebhookconfiguration", "tagpin", INJECTED)
+        # Neither the interval nor the settling time would do it.
+        async with replica(cluster.kubeconfig, api_interval=600, settling=600) as keeper:
+            await ready(keeper)
+            cluster.write_secret(second)
+            (ca,) = parse_certificates(second[CA_CERTIFICATE])
+            for webhook in range(WEBHOOKS):
+                cluster.write_bundle(webhook, frozenset({ca}))
+            await until(lambda: keeper.expires == pair_of(second).expires)
+            assert served(keeper, cluster.bundles[0]) == pair_of(second).certificate
+
+
+ANNOTATE = ("-n", "tagpin-system", "annotate")
+INJECTED = "cert-manager.io/inject-ca-from=tagpin-system/tagpin"
+
+
+def issued() -> dict[str, bytes]:
+    renewal = renewed({}, NAMES, NOW - timedelta(days=next(_days)), trusted=())
+    assert renewal is not None
+    return dict(renewal.data)
+
+
+_days = itertools.count(1)
+
+
+class TestVolume:
+    async def test_it_is_read_first_and_what_the_api_has_counts(
+        self, cluster: Cluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        older, newer = two_of_one_ca()
+        for on_volume, in_api in ((older, newer), (newer, older)):
+            cluster.reset()
+            cluster.write_secret(in_api)
+            volume = tmp_path / pair_of(on_volume).expires.date().isoformat()
+            volume.mkdir()
+            write_volume(volume, on_volume)
+            gate.hold()
+            async with replica(gate.kubeconfig, directory=volume) as keeper:
+                await ready(keeper)
+                assert keeper.expires == pair_of(on_volume).expires
+                gate.release()
+                await until(lambda: keeper.expires == pair_of(in_api).expires)  # noqa: B023
+                await until(cluster.is_published)
+
+    async def test_one_that_lags_behind_the_api_takes_nothing_back(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        older, newer = two_of_one_ca()
+        cluster.write_secret(newer)
+        tmp_path.joinpath("volume").mkdir()
+        async with replica(cluster.kubeconfig, directory=tmp_path / "volume") as keeper:
+            await ready(keeper)
+            write_volume(tmp_path / "volume", older)
+            await asyncio.sleep(0.5)
+            assert keeper.expires == pair_of(newer).expires
+
+    async def test_a_change_there_is_a_reason_to_look_at_the_secret(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        tmp_path.joinpath("volume").mkdir()
+        async with replica(
+            cluster.kubeconfig, directory=tmp_path / "volume", api_interval=600
+        ) as keeper:
+            await ready(keeper)
+            write_volume(tmp_path / "volume", before := cluster.secret)
+            await asyncio.sleep(0.5)
+            cluster.write_secret(None)
+            write_volume(tmp_path / "volume", {}, version="..2")
+            await until(lambda: cluster.secret.get(CERTIFICATE) not in (None, before[CERTIFICATE]))
+
+
+def two_of_one_ca() -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """An older certificate, and a newer one."""
+    newer = issued()
+    ca = Pair.parse(newer[CA_CERTIFICATE], newer[CA_KEY])
+    pair = issue_serving(ca, NAMES, NOW - timedelta(days=30))
+    return newer | {CERTIFICATE: pair.certificate_pem, KEY: pair.key_pem}, newer
+
+
+class TestInsistence:
+    async def test_whoever_resets_the_bundle_again_and_again_is_answered_at_a_pace(
+        self, cluster: Cluster
+    ) -> None:
+        async with replica(cluster.kubeconfig, api_interval=600) as keeper:
+            await ready(keeper)
+            await until(cluster.is_published)
+            (ours,) = {*cluster.bundles}
+            written = "mutatingwebhookconfigurations"
+            before = len(cluster.answers_to_writes(written))
+            time = asyncio.get_running_loop().time
+            began = time()
+            while time() < began + 3:
+                await asyncio.to_thread(cluster.write_bundle, 0, frozenset[x509.Certificate]())
+            await until(lambda: cluster.bundles == [ours] * WEBHOOKS)
+            repairs = len(cluster.answers_to_writes(written)) - before
+            assert 1 <= repairs <= 2 + (time() - began)
+
+
 @contextlib.asynccontextmanager
 async def serving(keeper: CertificateKeeper) -> AsyncIterator[int]:
     """The webhook server with the certificate of a keeper, which allows everything: its port."""
@@ -610,63 +806,6 @@ def old_ca() -> dict[str, bytes]:
         CERTIFICATE: pair.certificate_pem,
         KEY: pair.key_pem,
     }
-
-
-class Gate:
-    """A way to the API server that can be shut."""
-
-    def __init__(self, kubeconfig: Path, folder: Path) -> None:
-        config = json.loads(kubeconfig.read_text())
-        self._cluster = config["clusters"][0]["cluster"]
-        self._target = urlsplit(self._cluster["server"])
-        self._config = config
-        self._folder = folder
-        self._port = 0
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.kubeconfig = folder / "gate.kubeconfig"
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        self._cluster["server"] = f"https://127.0.0.1:{self._port}"
-        self.kubeconfig.write_text(json.dumps(self._config))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.shut()
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._pass, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
-
-    async def shut(self) -> None:
-        """Refuse connections, and cut those that are open."""
-        if self._server is not None:
-            self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(self._target.hostname, self._target.port)
-        self._writers |= {writer, there[1]}
-        with contextlib.suppress(OSError):
-            await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
-            await writer.drain()
-    finally:
-        writer.close()
-
-
-@pytest.fixture
-async def gate(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Gate]:
-    async with Gate(cluster.kubeconfig, tmp_path) as gate:
-        yield gate
 
 
 class TestApiAway:

@@ -353,7 +353,7 @@ class CertificateKeeper:
 
         Nobody asks us before cert-manager replaces a CA in the caBundle.
         """
-        if new.authorities <= old.authorities or new.authorities <= self._settled():
+        if new.is_trusted_by(old.authorities) or new.authorities <= self._settled():
             return True
         return new.is_trusted_by(self._published) and not old.is_trusted_by(self._published)
 
@@ -406,9 +406,7 @@ class CertificateKeeper:
 
     def _is_amiss(self, configuration: V1MutatingWebhookConfiguration) -> bool:
         """Whether there is anything to write into it, or a Secret to read that it knows already."""
-        return bool(self._differing(configuration)) or (
-            self._served is not None and not self.is_trusted
-        )
+        return bool(self._differing(configuration)) or not self.is_trusted
 
     def _differing(self, configuration: V1MutatingWebhookConfiguration) -> dict[str, Authorities]:
         """Take note of the caBundles; webhook name → caBundle, for those that must change.
