@@ -282,6 +282,7 @@ async def test_while_it_drains_every_answer_says_that_the_connection_ends(
             assert (await each.ask(HEAD + BODY))[:2] == (200, "")
         under_way, *others = kept
         await under_way.send(HEAD + BODY[:100])
+        assert (await replica.readiness())[0] == 200  # so that has been read
 
         replica.process.send_signal(signal.SIGTERM)
         await replica.until_draining()
@@ -313,6 +314,7 @@ async def test_what_is_under_way_when_the_drain_ends_is_answered_and_what_comes_
         for each in (slow, late, idle):
             assert (await each.ask(HEAD + BODY))[:2] == (200, "")
         await slow.send(HEAD + BODY[:100])
+        assert (await replica.readiness())[0] == 200  # so that has been read
 
         replica.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
