@@ -40,13 +40,19 @@ tools: $(READY) ## Build the real programs of the cluster tests into a per-user 
 .PHONY: test
 test: $(READY) tools ## Run every test
 	@# Two halves at once: that of the control plane mostly waits, and is shown as it goes.
-	@$(BIN)/pytest tests/unit tests/contract tests/fuzz tests/flow >$(VENV)/test.log 2>&1 & half=$$!; \
+	@$(BIN)/pytest tests/unit tests/contract tests/fuzz tests/flow tests/chaos >$(VENV)/test.log 2>&1 & half=$$!; \
 	$(BIN)/pytest tests/cluster; status=$$?; \
 	wait $$half || status=1; cat $(VENV)/test.log; exit $$status
 
 .PHONY: unit
 unit: $(READY) ## Run the tests that need no other program
 	@$(BIN)/pytest tests/unit
+
+# The seed is printed; with the same one, the same is done at the same seconds.
+CHAOS_SECONDS ?= 300
+.PHONY: chaos
+chaos: $(READY) tools ## Break everything at random under load for CHAOS_SECONDS, by CHAOS_SEED
+	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(CHAOS_SECONDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 .PHONY: coverage
 coverage: $(READY) tools ## Run every test and say which lines none of them reached

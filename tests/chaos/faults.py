@@ -5,13 +5,15 @@
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from chaos.seen import Fault
 from chaos.world import World
-from cluster.installation import SYSTEM
+from cluster.controlplane import KubectlError
+from cluster.installation import SYSTEM, Replica
 from fakes import faults as of_registries
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ def killed(world: World, target: int) -> Iterator[None]:
     replica = _one_of(world.others, target)
     replica.kill()
     yield
-    replica.launch()
+    _launch(replica)
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def terminated(world: World, target: int) -> Iterator[None]:
     replica = _one_of(world.others, target)
     replica.stop()
     yield
-    replica.launch()
+    _launch(replica)
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def restarted(*, kill: bool) -> Do:
     def do(world: World, _target: int) -> Iterator[None]:
         # It would answer what it has begun for longer than a run has time.
         world.control_plane.stop_api_server(kill=kill, patience=4)
-        world.control_plane.start_api_server()
+        world.control_plane.start_api_server(until_ready=False)
         yield
 
     return do
@@ -100,8 +102,8 @@ def restarted(*, kill: bool) -> Do:
 @contextmanager
 def forgotten(world: World, target: int) -> Iterator[None]:
     namespace = _one_of(world.namespaces, target % 2)
-    names = sorted(each["metadata"]["name"] for each in namespace.image_pins())
-    chosen = names[target % 7 :: 7][:5]
+    found = namespace.kubectl("get", "imagepins", "-o", "name").output.split()
+    chosen = [each.rpartition("/")[2] for each in found[target % 7 :: 7][:5]]
     if chosen:
         world.forgotten.update((namespace.name, each) for each in chosen)
         namespace.kubectl("delete", "imagepin", *chosen, "--ignore-not-found")
@@ -142,6 +144,17 @@ INSTANT = frozenset(
 OF_REPLICAS = frozenset({Fault.KILL, Fault.TERM, Fault.FREEZE})
 """What makes one replica less; there must be others."""
 OF_REGISTRIES = frozenset({Fault.SILENT, Fault.BROKEN, Fault.LIMITED, Fault.RESETTING, Fault.ENDED})
+
+
+def _launch(replica: Replica) -> None:
+    """Start it, as soon as the API server has a token for it."""
+    for attempts_left in range(20, -1, -1):
+        try:
+            return replica.launch()
+        except KubectlError:
+            if not attempts_left:
+                raise
+            time.sleep(0.5)
 
 
 def _one_of(several: Sequence[T], target: int) -> T:

@@ -20,6 +20,7 @@ class Cause(StrEnum):
     REGISTRY = "a registry gave no digest"
     LEDGER = "the API server gave no record"
     API = "the API server was not ready"
+    LATE = "tagpin took too long"
     OTHER = "something else"
 
 
@@ -42,7 +43,7 @@ BOUNDS = {
     Fault.KILL: _bound(3, Cause.CALL),
     Fault.TERM: _NONE,
     # Each connection that is kept to it costs one request, which takes the webhook's 5 s.
-    Fault.FREEZE: _bound(1, Cause.CALL),
+    Fault.FREEZE: _bound(1, Cause.CALL, Cause.LATE),
     # A circuit that opened is probed again after at most twice the time that it stood.
     Fault.SILENT: _bound(10, Cause.REGISTRY),
     Fault.BROKEN: _bound(10, Cause.REGISTRY),
@@ -65,6 +66,8 @@ MANY = 10
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _REASONS = re.compile(r"\((?P<reason>[a-z_]+)\)")
+_OVERDUE = "could not be pinned in time"
+_CUT = "a decision was cut"
 _OF_REGISTRIES = {"timeout", "unreachable", "rate_limited"}
 
 
@@ -91,7 +94,7 @@ def judge(seen: Seen) -> list[Finding]:
         refusals(seen),
         unanswered(seen),
         leaks(seen),
-        Finding("no replica logged a traceback", len(seen.before), seen.crashes),
+        complaints(seen),
         Finding("all is well at the end", len(seen.before), seen.unhealed),
     ]
 
@@ -165,6 +168,19 @@ def unanswered(seen: Seen) -> Finding:
     return Finding("the API server answers", len(seen.creations), wrong, excused)
 
 
+def complaints(seen: Seen) -> Finding:
+    """No replica logs a traceback, or asks to be reported; but one that was frozen was late."""
+    wrong, excused = [], Counter[str]()
+    for each in seen.complaints:
+        cause = Cause.LATE if _CUT in each.text else Cause.OTHER
+        fault = _excuse(cause, each.at, each.at, seen.episodes)
+        if fault is None:
+            wrong.append(f"{each.at - seen.began:.1f} s: {each.text}")
+        else:
+            excused[f"{fault}: {cause}"] += 1
+    return Finding("no replica logs a fault of its own", len(seen.before), wrong, excused)
+
+
 def leaks(seen: Seen) -> Finding:
     """Who lived through holds no more than it did at first, but for what the bounds allow."""
     wrong = [
@@ -198,6 +214,8 @@ def cause_of(refused: Creation) -> Cause:
     if "denied the request" not in message:
         is_busy = refused.code in (403, 429) or refused.code >= 500
         return Cause.API if is_busy else Cause.OTHER
+    if _OVERDUE in message:
+        return Cause.LATE
     reasons = set(_REASONS.findall(message))
     if not reasons or not reasons <= {*_OF_REGISTRIES, "ledger"}:
         return Cause.OTHER

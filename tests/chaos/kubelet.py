@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 
 from chaos.world import World
@@ -30,7 +31,7 @@ class Kubelet:
         path = f"/api/v1/namespaces/{SYSTEM}/secrets/tagpin-tls"
         try:
             status, body = self._world.control_plane.get(path)
-        except OSError:
+        except (OSError, HTTPException):
             return
         if status != HTTPStatus.OK:
             return

@@ -40,6 +40,8 @@ class Load:
         self._on = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._client: aiohttp.ClientSession
+        self._under_way = 0
+        self._idle = asyncio.Event()
         self.unanswered: list[Unanswered] = []
 
     async def start(self) -> None:
@@ -73,7 +75,7 @@ class Load:
     async def stop(self) -> None:
         """End; raises what went wrong with the load itself."""
         self._on.clear()
-        await asyncio.sleep(0.5)
+        await self._idle.wait()
         broken = [task for task in self._tasks if task.done()]
         await self._client.close()
         for task in self._tasks:
@@ -157,6 +159,8 @@ class Load:
     ) -> None:
         began = time.time()
         headers = {"Content-Type": kind}
+        self._under_way += 1
+        self._idle.clear()
         try:
             async with self._client.request(
                 method, path, json=body, headers=headers if body else None
@@ -165,6 +169,10 @@ class Load:
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = f"{method} {path}: {error!r}"
             self.unanswered.append(Unanswered(began, time.time(), problem))
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
 
 
 def _revision(number: int) -> Object:

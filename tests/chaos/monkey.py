@@ -90,9 +90,8 @@ class Monkey:
         context = FAULTS[strike.fault](self._world, strike.target)
         try:
             context.__enter__()
-        except KubectlError as error:
+        except KubectlError:
             self.left_out.append(strike)
-            print(f"left out: {strike.fault}: {error}")
             return
         self._standing.add(strike.fault)
         if strike.fault in INSTANT:

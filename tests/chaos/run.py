@@ -63,7 +63,7 @@ def run(here: World, *, seed: int, seconds: float) -> Seen:
         unanswered=load.unanswered,
         before={SURVIVOR: before},
         after={SURVIVOR: after},
-        crashes=witness.crashes(here),
+        complaints=witness.complaints(here),
         unhealed=unhealed,
     )
 

@@ -71,6 +71,14 @@ class Unanswered:
 
 
 @dataclass(frozen=True, slots=True)
+class Complaint:
+    """What a replica logged that nobody should ever read."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What a process holds at a time."""
 
@@ -100,7 +108,6 @@ class Seen:
     """Replicas that lived through, after they had warmed up."""
     after: Mapping[str, Sample]
     """The same, a while after the last load."""
-    crashes: Sequence[str]
-    """What was logged with a traceback, or as something to be reported."""
+    complaints: Sequence[Complaint]
     unhealed: Sequence[str]
     """What did not work at the end, when all faults were over."""

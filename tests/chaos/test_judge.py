@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from chaos.judge import BOUNDS, Cause, cause_of, judge
-from chaos.seen import Creation, Episode, Fault, Sample, Seen, Unanswered
+from chaos.seen import Complaint, Creation, Episode, Fault, Sample, Seen, Unanswered
 
 DIGESTS = [f"sha256:{number:064x}" for number in range(3)]
 TAG = "127.0.0.1:5000/hot:0"
@@ -27,7 +27,7 @@ SEEN = Seen(
     unanswered=(),
     before={"replica 1": HELD},
     after={"replica 1": HELD},
-    crashes=(),
+    complaints=(),
     unhealed=(),
 )
 NO_TAG = "no pod in enforce has a tag"
@@ -87,6 +87,7 @@ CAUSES = [
     (f"{WEBHOOK}x does not exist (not_found)", 403, Cause.OTHER),
     (f"{WEBHOOK}x is silent (timeout), y does not exist (not_found)", 403, Cause.OTHER),
     (f"{WEBHOOK}a fault of its own", 403, Cause.OTHER),
+    (f"{WEBHOOK}the pod's images could not be pinned in time", 403, Cause.LATE),
     ("etcdserver: request timed out", 500, Cause.API),
     ("too many requests", 429, Cause.API),
     ("pods web-2 already exists", 409, Cause.OTHER),
@@ -104,6 +105,7 @@ REFUSALS = {
     Cause.REGISTRY: f"{WEBHOOK}x (timeout)",
     Cause.LEDGER: f"{WEBHOOK}x (ledger)",
     Cause.API: "etcdserver: request timed out",
+    Cause.LATE: f"{WEBHOOK}the pod's images could not be pinned in time",
     Cause.OTHER: f"{WEBHOOK}x (not_found)",
 }
 
@@ -152,6 +154,16 @@ def test_whoever_holds_more_leaks(more: dict[str, Any]) -> None:
     assert wrong(replace(SEEN, after={"replica 1": replace(HELD, **more)})) == {NO_LEAK}
 
 
-def test_a_crash_and_what_does_not_heal_are_wrong() -> None:
-    assert len(wrong(replace(SEEN, crashes=("Traceback",)))) == 1
+def test_what_does_not_heal_is_wrong() -> None:
     assert len(wrong(replace(SEEN, unhealed=("no pod",)))) == 1
+
+
+def test_a_complaint_is_wrong_but_for_lateness_where_it_was_frozen() -> None:
+    frozen = replace(SEEN, episodes=(Episode(Fault.FREEZE, 140, 145),))
+    for text, at, is_right in [
+        ("a decision was cut after 4.75 s", 145.5, True),
+        ("a decision was cut after 4.75 s", 146.5, False),
+        ("a decision failed; please report this", 145.5, False),
+        ("Traceback", 145.5, False),
+    ]:
+        assert (not wrong(replace(frozen, complaints=(Complaint(at, text),)))) == is_right

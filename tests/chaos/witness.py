@@ -1,5 +1,6 @@
 """The witness: looks at processes, logs and the audit log, and writes down what is there."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from chaos.judge import fits
-from chaos.seen import Creation, Sample
+from chaos.seen import Complaint, Creation, Sample
 from chaos.world import NAMESPACES, World
 from cluster.installation import Replica
 from cluster.namespaces import Object, images, pod
@@ -103,14 +104,19 @@ def settled(take: Callable[[], Sample], before: Sample, *, seconds: float) -> Sa
         time.sleep(0.5)
 
 
-def crashes(world: World) -> list[str]:
-    """What should never be logged."""
+def complaints(world: World) -> list[Complaint]:
+    """What the replicas logged that nobody should read."""
     return [
-        f"replica {number}: {line[:2000]}"
+        Complaint(_logged_at(line), f"replica {number}: {line[:2000]}")
         for number, replica in enumerate(world.installation.replicas, 1)
         for line in replica.log_text().splitlines()
         if "raceback" in line or "please report" in line
     ]
+
+
+def _logged_at(line: str) -> float:
+    """Nothing but tagpin's own lines says when."""
+    return _time(json.loads(line)["time"]) if line.startswith("{") else 0.0
 
 
 def unhealed(world: World, *, seconds: float) -> list[str]:

@@ -18,7 +18,7 @@ REPLICAS = 3
 NAMESPACES = {"strict-1": "enforce", "strict-2": "enforce", "lenient": "pin", "watched": "audit"}
 HOT = 4
 """Tags of each registry that all pods use, and that move."""
-RARE = 150
+RARE = 60
 """Tags of each registry that nobody has asked for yet."""
 
 

@@ -155,9 +155,13 @@ class ControlPlane:
         else:
             running.stop(patience=patience)
 
-    def start_api_server(self) -> None:
-        """Start it again, at the same port and with the same data."""
-        self._run_api_server().wait_until(self._answers_readyz, seconds=60)
+    def start_api_server(self, *, until_ready: bool = True) -> None:
+        """Start it again, at the same port and with the same data.
+
+        It answers long before it is ready where it is busy: it looks at all of its roles first.
+        """
+        answers = self._answers_readyz if until_ready else self._admits_pods
+        self._run_api_server().wait_until(answers, seconds=60)
 
     # How to reach it
 
