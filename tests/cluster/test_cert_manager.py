@@ -241,3 +241,28 @@ def trusts(authorities: bytes, installation: Installation) -> bool:
     except ssl.SSLCertVerificationError:
         return False
     return True
+
+
+def test_while_the_api_server_is_away_what_there_is_is_served(
+    cluster: ControlPlane, installed: Installation
+) -> None:
+    """Without cert-manager; it is here for the control plane, whose API server may be stopped."""
+    ours, (replica,) = bundle(cluster), installed.replicas
+    cluster.stop_api_server()
+    try:
+        for _ in range(20):
+            served(installed, ours)
+            assert replica.get("/readyz") == (200, "ok\n")
+            time.sleep(0.1)
+    finally:
+        cluster.start_api_server()
+    wiped = [{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]
+    named = "mutatingwebhookconfiguration/tagpin"
+    cluster.kubectl("patch", named, "--type=json", "-p", json.dumps(wiped))
+    # Its watch begins again within half a minute.
+    eventually(lambda: trusted_by_all(cluster), lambda it: it == {ours}, seconds=90)
+
+
+def trusted_by_all(cluster: ControlPlane) -> set[bytes]:
+    webhooks = configuration(cluster)["webhooks"]
+    return {base64.b64decode(each["clientConfig"].get("caBundle", "")) for each in webhooks}

@@ -213,6 +213,26 @@ class TestMaterial:
         with pytest.raises(ConfigurationError, match="not a PEM certificate"):
             Material.parse(issued() | {CA_CERTIFICATE: b"junk"})
 
+    def test_it_is_trusted_by_whom_its_ca_is_known_to_renewed_or_not(self) -> None:
+        data = issued()
+        material, strange = Material.parse(data), issue_ca(NOW)
+        ca = Pair.parse(data[CA_CERTIFICATE], data[CA_KEY])
+        assert material.is_trusted_by(ca.chain)
+        assert material.is_trusted_by([strange.certificate, ca.certificate])
+        assert not material.is_trusted_by(strange.chain)
+        assert not material.is_trusted_by([])
+
+    def test_it_is_trusted_by_all_where_no_ca_is_named(self) -> None:
+        data = issued()
+        del data[CA_CERTIFICATE], data[CA_KEY]
+        assert Material.parse(data).is_trusted_by([])
+        assert Material.parse(data).authority_expires is None
+
+    def test_of_several_cas_the_one_that_signed_says_when_the_trust_ends(self) -> None:
+        data = issued(day(-300))
+        both = data[CA_CERTIFICATE] + to_pem(issue_ca(NOW).chain)
+        assert Material.parse(data | {CA_CERTIFICATE: both}).authority_expires == day(3350)
+
 
 class TestRenewed:
     def test_an_empty_secret_is_filled(self) -> None:
