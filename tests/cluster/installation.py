@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from cluster.controlplane import ControlPlane
+from cluster.namespaces import eventually
 from cluster.programs import LOOPBACK, Running, free_ports
 from cluster.service import PERIOD, Endpoint, Service
 
@@ -422,6 +423,17 @@ def kustomized(control_plane: ControlPlane, components: Sequence[str] = ()) -> l
         Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         text = control_plane.kubectl("kustomize", folder).stdout
     return [each for each in yaml.safe_load_all(text) if each]
+
+
+def wait_until_unbound(control_plane: ControlPlane) -> None:
+    """Return when no policy is in force any more whose binding was deleted."""
+    metadata = {"name": "unbound", "labels": {"tagpin.dev/mode": "none"}}
+    made = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    create = ("create", "-f", "-", "--dry-run=server")
+    eventually(
+        lambda: control_plane.kubectl(*create, input=made, check=False).returncode,
+        lambda code: code == 0,
+    )
 
 
 def _rewritten(word: str, mounts: Mapping[str, str]) -> str:

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from cluster.controlplane import ControlPlane
-from cluster.installation import BINDINGS, kustomized
-from cluster.namespaces import NewNamespace, deployment, eventually
+from cluster.installation import BINDINGS, kustomized, wait_until_unbound
+from cluster.namespaces import NewNamespace, deployment
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BASE = str(MANIFESTS / "base")
@@ -394,13 +394,7 @@ def recorder(control_plane: ControlPlane) -> Iterator[Recorder]:
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         for name, labels in NAMESPACES.items()
     ]
-    # Policies that were unbound a moment ago may still be in force.
-    contrary = {"name": f"{CONTRARY}-probe", "labels": NAMESPACES[CONTRARY]}
-    probe = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": contrary})
-    create = ("create", "-f", "-", "--dry-run=server")
-    eventually(
-        lambda: control_plane.kubectl(*create, input=probe, check=False).returncode == 0, bool
-    )
+    wait_until_unbound(control_plane)
     with Recorder(control_plane) as recorder:
         for entry in configuration["webhooks"]:
             path = entry["clientConfig"]["service"]["path"]

@@ -13,7 +13,15 @@ import yaml
 
 from cluster.admission.injector import CONTAINER, Injector
 from cluster.controlplane import ControlPlane
-from cluster.installation import BASE, BINDINGS, SYSTEM, Install, Installation, kustomized
+from cluster.installation import (
+    BASE,
+    BINDINGS,
+    SYSTEM,
+    Install,
+    Installation,
+    kustomized,
+    wait_until_unbound,
+)
 from cluster.namespaces import (
     Answer,
     Namespace,
@@ -85,8 +93,9 @@ def enforce(new_namespace: NewNamespace) -> Namespace:
 
 
 @pytest.fixture(scope="module")
-def mistaken(new_namespace: NewNamespace) -> Namespace:
+def mistaken(control_plane: ControlPlane, new_namespace: NewNamespace) -> Namespace:
     """A namespace that had a wrong mode before there was a policy."""
+    wait_until_unbound(control_plane)
     return new_namespace("enfroce")
 
 
@@ -646,16 +655,6 @@ class TestModes:
             assert (
                 f"tagpin.dev/mode: {mode} is no mode: write audit, pin or enforce" in answer.stderr
             )
-
-    @pytest.mark.parametrize("name", ["kube-system", SYSTEM])
-    def test_none_can_where_it_would_mean_nothing(
-        self, control_plane: ControlPlane, name: str
-    ) -> None:
-        label = ("label", "namespace", name, "tagpin.dev/mode=enforce")
-        answer = control_plane.kubectl(*label, check=False)
-        assert "tagpin never touches kube-system and tagpin-system" in answer.stderr
-        control_plane.kubectl("label", "namespace", name, "team=shop")
-        control_plane.kubectl("label", "namespace", name, "team-")
 
     def test_a_namespace_that_has_a_wrong_one_can_be_changed_corrected_and_deleted(
         self, control_plane: ControlPlane, mistaken: Namespace

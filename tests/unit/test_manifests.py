@@ -660,7 +660,7 @@ def test_every_policy_refuses_and_says_why() -> None:
 
 
 def test_the_modes_that_a_namespace_may_have_are_those_that_there_are() -> None:
-    (rule, _) = base("ValidatingAdmissionPolicy", "known-mode")["spec"]["validations"]
+    (rule,) = base("ValidatingAdmissionPolicy", "known-mode")["spec"]["validations"]
     assert rule["expression"].endswith(f"in {json.dumps([*Mode])}")
 
 
