@@ -3,6 +3,7 @@
 `target` is any number: it says which of several.
 """
 
+import contextlib
 import json
 import signal
 import time
@@ -148,13 +149,11 @@ OF_REGISTRIES = frozenset({Fault.SILENT, Fault.BROKEN, Fault.LIMITED, Fault.RESE
 
 def _launch(replica: Replica) -> None:
     """Start it, as soon as the API server has a token for it."""
-    for attempts_left in range(20, -1, -1):
-        try:
-            return replica.launch()
-        except KubectlError:
-            if not attempts_left:
-                raise
-            time.sleep(0.5)
+    for _ in range(20):
+        with contextlib.suppress(KubectlError):
+            replica.launch()
+            break
+        time.sleep(0.5)
 
 
 def _one_of(several: Sequence[T], target: int) -> T:
