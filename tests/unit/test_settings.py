@@ -84,6 +84,7 @@ def test_settings_do_not_change() -> None:
         ("blockPrivate", "true", True),
         ("podAddresses", "10.1.2.3,fd00::1", ("10.1.2.3", "fd00::1")),
         ("lookupsPerNamespace", "8", 8),
+        ("requestsPerNamespace", "4", 4),
         ("cloudIdentities", "ecr,acr", ("ecr", "acr")),
         ("credentialPrograms", [], ()),
         ("credentialsFile", "", ""),
@@ -175,6 +176,14 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: Any, complaint: str)
         Settings.from_mapping({key: value})
 
     assert str(error.value).startswith(f"{key}: {value!r} is {complaint}")
+
+
+def test_names_of_clients_need_their_cas() -> None:
+    with pytest.raises(ConfigurationError, match="clientNames: of no use without clientCaFile"):
+        Settings.from_mapping({"clientNames": ["kube-apiserver"]})
+
+    settings = Settings.from_mapping({"clientNames": ["a", "b"], "clientCaFile": "/ca.crt"})
+    assert (settings.client_names, settings.client_ca_file) == (("a", "b"), "/ca.crt")
 
 
 def test_two_listeners_cannot_have_one_port() -> None:

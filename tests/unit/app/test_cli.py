@@ -53,6 +53,7 @@ def test_help_names_the_commands() -> None:
     [
         ("logLevl: info", {}, "logLevl: unknown key; the nearest known one is logLevel"),
         ("", {"KUBECONFIG": "/nowhere"}, "/nowhere is of no use"),
+        ("clientNames: [a]", {}, "clientNames: of no use without clientCaFile"),
     ],
 )
 def test_a_wrong_configuration_stops_the_start_with_one_line(
