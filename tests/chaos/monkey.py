@@ -20,7 +20,7 @@ from chaos.world import World
 from cluster.controlplane import KubectlError
 
 PATIENCE = 20.0
-"""Seconds that a strike waits for what it needs; then it is left out."""
+"""Seconds that a strike waits for what it needs; then it is left out. So it is when time is up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,13 @@ class Monkey:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._standing: set[Fault] = set()
+        self._end = 0.0
         self.episodes: list[Episode] = []
         self.left_out: list[Strike] = []
 
-    def run(self, strikes: list[Strike]) -> None:
-        """Strike, and return when all of it has been undone."""
+    def run(self, strikes: list[Strike], *, seconds: float) -> None:
+        """Strike for so long, and return when all of it has been undone."""
+        self._end = time.monotonic() + seconds
         for each in strikes:
             self._later(each.at, partial(self._consider, each))
         while self._due:
@@ -73,12 +75,12 @@ class Monkey:
 
     def _consider(self, strike: Strike, waited: float = 0.0) -> None:
         """Strike when nothing of the kind stands; at a replica, when all serve."""
-        if self._may(strike.fault):
-            self._do(strike)
-        elif waited < PATIENCE:
-            self._later(0.5, lambda: self._consider(strike, waited + 0.5))
-        else:
+        if waited > PATIENCE or time.monotonic() > self._end:
             self.left_out.append(strike)
+        elif self._may(strike.fault):
+            self._do(strike)
+        else:
+            self._later(0.5, lambda: self._consider(strike, waited + 0.5))
 
     def _may(self, fault: Fault) -> bool:
         if fault in OF_REPLICAS:

@@ -32,7 +32,9 @@ def summary(seen: Seen) -> str:
 
 
 def _faults(seen: Seen) -> Table:
-    table = Table("fault", "times", "seconds", "excuses refusals because …", "and so long after")
+    table = Table(
+        "fault", "times", "left out", "seconds", "excuses refusals because …", "and so long after"
+    )
     lasted = defaultdict[str, list[float]](list)
     for each in seen.episodes:
         lasted[each.fault].append(each.ended - each.began)
@@ -40,7 +42,8 @@ def _faults(seen: Seen) -> Table:
         causes = ", ".join(sorted(bound.causes)) or "nothing"
         after = f"{bound.seconds:g} s" if bound.causes else ""
         times = lasted[fault]
-        table.add_row(fault, str(len(times)), f"{sum(times):.1f}", causes, after)
+        left_out = str(seen.left_out.count(fault))
+        table.add_row(fault, str(len(times)), left_out, f"{sum(times):.1f}", causes, after)
     return table
 
 

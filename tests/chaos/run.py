@@ -45,7 +45,7 @@ def run(here: World, *, seed: int, seconds: float) -> Seen:
     before = witness.sample(survivor, control_plane.url)
     here.background.run(load.resume())
     try:
-        monkey.run(plan(seed, seconds))
+        monkey.run(plan(seed, seconds), seconds=seconds)
     finally:
         here.background.run(load.stop())
     ended = time.time()
@@ -57,6 +57,7 @@ def run(here: World, *, seed: int, seconds: float) -> Seen:
         began=began,
         ended=ended,
         episodes=monkey.episodes,
+        left_out=[each.fault for each in monkey.left_out],
         creations=witness.creations(control_plane.audit_events(mark)),
         stored=witness.stored_in_enforce(here),
         forgotten=frozenset(here.forgotten),

@@ -98,6 +98,8 @@ class Seen:
     ended: float
     """When the last load was sent."""
     episodes: Sequence[Episode]
+    left_out: Sequence[Fault]
+    """What could not be done: what it needs was not there, or there was no time left."""
     creations: Sequence[Creation]
     stored: Mapping[str, Mapping[str, str]]
     """Pods in `enforce` at the end: namespace/name → their images."""

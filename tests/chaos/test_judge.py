@@ -21,6 +21,7 @@ SEEN = Seen(
     began=100,
     ended=200,
     episodes=(),
+    left_out=(),
     creations=(CREATED,),
     stored={"strict-1/web-1": {"app": PINNED}},
     forgotten=frozenset(),
