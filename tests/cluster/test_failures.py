@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from cluster.namespaces import (
     pod,
     record,
 )
+from cluster.pages import Shell, commands
 from cluster.programs import ProgramError
 from cluster.registries import Registries
 from conftest import Figure
@@ -106,6 +108,31 @@ def test_a_registry_whose_name_is_unknown_is_unreachable(
     assert all("(unreachable)" in each for each in answers.values()), answers
     assert there["enforce"].pod("web") == {}
     assert images(there["pin"].pod("web")) == {"app": f"{NOBODY}/app:1"}
+
+
+def test_what_would_fail_is_seen_by_the_commands_of_modes(
+    installation: Installation,
+    control_plane: ControlPlane,
+    new_namespace: NewNamespace,
+    tmp_path: Path,
+) -> None:
+    """Those of kubectl that need no more than an API server."""
+    namespace = new_namespace("audit")
+    namespace.create(pod("web", {"app": f"{NOBODY}/app:1"}))
+    shell = Shell(control_plane, tmp_path, root=tmp_path)
+    events, annotations, metrics, audit_log = commands("modes.md", "See what would fail")
+    assert ("get --raw" in metrics, audit_log.startswith("jq ")) == (True, True)
+
+    told = eventually(lambda: shell.run(events), lambda said: namespace.name in said)
+    assert "(unreachable)" in next(line for line in told.splitlines() if namespace.name in line)
+    assert '"reason":"unreachable"' in shell.run(annotations, shop=namespace.name)
+
+    for section in ("Audit first", "Going to `pin`", "Going to `enforce`"):
+        for command in commands("modes.md", section):
+            shell.run(command, shop=namespace.name)
+    label = "{.metadata.labels.tagpin\\.dev/mode}"
+    now = namespace.kubectl("get", f"namespace/{namespace.name}", "-o", f"jsonpath={label}").output
+    assert now == "enforce"
 
 
 def test_with_a_wrong_setting_new_replicas_do_not_start_and_the_old_go_on(
