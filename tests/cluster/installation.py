@@ -97,7 +97,7 @@ class Replica:
     def wait_until_in_service(self) -> None:
         """Return when it is ready, every webhook knows its CA, and the Service sends to it."""
         assert self._running is not None
-        self._running.wait_until(self._is_in_service, seconds=30)
+        self._running.wait_until(self._is_in_service, seconds=90)
 
     def serve_behind(self, service: Service) -> None:
         """Be one of the endpoints of `service`."""

@@ -53,6 +53,7 @@ class Load:
         clients: int = 8,
         pause: float = 0.2,
     ) -> None:
+        self._where = control_plane, namespace, image
         issued = control_plane.authority.issue("load", groups=["system:masters"])
         self._tls = ssl.create_default_context(cafile=control_plane.ca_file)
         self._tls.load_cert_chain(issued.certificate, issued.key)
@@ -64,6 +65,10 @@ class Load:
         self._broken: list[Exception] = []
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def rush(self, *, clients: int) -> "Load":
+        """So many more of the kind, who do not rest: they need connections that are not there."""
+        return Load(*self._where, clients=clients, pause=0)
 
     def __enter__(self) -> Self:
         for each in self._threads:

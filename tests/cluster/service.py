@@ -106,7 +106,10 @@ class Service:
 
         A request that is under way is lost.
         """
+        done = threading.Event()
         self._loop.call_soon_threadsafe(self._abort)
+        self._loop.call_soon_threadsafe(done.set)
+        done.wait()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

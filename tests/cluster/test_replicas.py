@@ -59,6 +59,7 @@ def load(
     app = registries.public.push(f"{namespace.name}/app:1")
     assert installation.service is not None
     installation.service.cut()
+    time.sleep(0.5)  # for the API server to see it
     load = Load(control_plane, namespace.name, app.text, clients=CLIENTS)
     with load:
         load.run_for(pods=60)
@@ -73,13 +74,16 @@ class TestEndingOne:
     ) -> None:
         replica, *_ = installation.replicas
         began = time.monotonic()
+        replica.signal(signal.SIGTERM)
+        with load.rush(clients=16) as rush:  # some of their connections still lead there
+            rush.run_for(pods=80)
         replica.stop()
         ended = time.monotonic()
-        load.run_for(pods=100)
+        load.run_for(pods=60)
         replica.start()
 
         assert [pod for pod in load.created if began < pod.begun < ended]
-        assert load.refused == []
+        assert load.refused == rush.refused == []
         figure(f"replica ended politely, {CLIENTS} clients", f"0 refused of {len(load.created)}")
 
     def test_that_is_killed_costs_a_pod_per_connection_and_no_time(
