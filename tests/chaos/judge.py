@@ -52,7 +52,8 @@ BOUNDS = {
     Fault.ENDED: _bound(10, Cause.REGISTRY),
     Fault.NEW_LEAF: _NONE,
     Fault.NEW_CA: _NONE,
-    Fault.NO_BUNDLE: _bound(3, Cause.CALL),
+    # The watch that repairs it may have to be taken up again, if the API server was away before.
+    Fault.NO_BUNDLE: _bound(12, Cause.CALL),
     Fault.API_STOP: _RESTART,
     Fault.API_KILL: _RESTART,
     Fault.FORGET: _NONE,
