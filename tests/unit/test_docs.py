@@ -200,7 +200,7 @@ UNTRIED = {"try it in a staging cluster, and with the next version"}
 """What only whoever runs a cluster can do."""
 
 
-PROGRAMS = {"argocd", "flux", "gcloud", "helm", "jq", "kubectl", "tagpin"}
+PROGRAMS = {"argocd", "aws", "flux", "gcloud", "helm", "jq", "kubectl", "oc", "tagpin"}
 """What somebody who runs a cluster has at hand."""
 
 
