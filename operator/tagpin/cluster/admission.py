@@ -44,7 +44,11 @@ def _handler(mode: Mode, pinner: Pinner, observers: Sequence[Observer]) -> Any:
                 verdict = await pinner.admit(admission, budget=mine.budget)
         except Exception as error:  # noqa: BLE001 - the mode decides, not a fault of ours
             if limit.expired():
-                log.error("a decision was cut after %.2f s; please report this", mine.limit)  # noqa: TRY400 - it has no cause of its own
+                log.warning(
+                    "a decision was cut after %.2f s: was the process stopped, or short of CPU? "
+                    "If not, please report this",
+                    mine.limit,
+                )
                 verdict = overdue(mode)
             else:
                 verdict = replace(broken(mode), faults=(error,))

@@ -53,6 +53,8 @@ ATTEMPTS = 5
 """How often to start again when another writer was faster, before waiting."""
 LONGEST_WAIT = 30.0
 """Seconds between two attempts while something is wrong."""
+LONGEST_BLINDNESS = 5.0
+"""The same while nothing tells of changes: a caBundle that was emptied refuses pods meanwhile."""
 FIELD_MANAGER = "tagpin"
 REMEDY = "apply tagpin's manifests again (kubectl apply -k manifests/base)"
 CERTIFICATE_NAME = "cert-manager.io/certificate-name"
@@ -195,7 +197,7 @@ class CertificateKeeper:
             else:
                 self._problems.solved("watch")
                 failures = 0
-            await asyncio.sleep(_backoff(failures, self._api_interval))
+            await asyncio.sleep(_backoff(failures, min(LONGEST_BLINDNESS, self._api_interval)))
 
     async def _follow_configuration(self) -> None:
         """Repair the configuration as it is now, then at each change, until the watch ends."""
