@@ -219,18 +219,26 @@ class Replica:
             for entry in self._container["env"]
         }
         token = self._control_plane.token(SYSTEM, "tagpin")
-        return environment | {
-            "KUBECONFIG": str(self._control_plane.kubeconfig_for_token(token)),
-            "TAGPIN_ADDRESS": LOOPBACK,
-            "TAGPIN_WEBHOOK_PORT": str(self.port),
-            "TAGPIN_HEALTH_PORT": str(self.health_port),
-            "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
-            "TAGPIN_CERTIFICATE_DIRECTORY": str(self.certificate_directory),
+        drain = {
             # As long as it takes a Service to notice, if there is one.
             "TAGPIN_DRAIN": f"{5 * PERIOD}s" if self._service else "100ms",
-            "PATH": os.environ["PATH"],
-            "HOME": str(self._folder),
         }
+        if any("drain:" in each for each in self._configuration.values()):
+            drain = {}
+        return (
+            environment
+            | drain
+            | {
+                "KUBECONFIG": str(self._control_plane.kubeconfig_for_token(token)),
+                "TAGPIN_ADDRESS": LOOPBACK,
+                "TAGPIN_WEBHOOK_PORT": str(self.port),
+                "TAGPIN_HEALTH_PORT": str(self.health_port),
+                "TAGPIN_CERTIFICATE_NAMES": LOOPBACK,
+                "TAGPIN_CERTIFICATE_DIRECTORY": str(self.certificate_directory),
+                "PATH": os.environ["PATH"],
+                "HOME": str(self._folder),
+            }
+        )
 
     def _is_in_service(self) -> bool:
         try:

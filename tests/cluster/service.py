@@ -47,6 +47,8 @@ class Service:
         self._opened: Counter[Endpoint] = Counter()
         self._open: Counter[Endpoint] = Counter()
         self._listener = socket.create_server((LOOPBACK, 0), backlog=1024)
+        self.lag = 0.0
+        """Seconds for which it sends on to an endpoint that is not ready any more."""
         self.port: int = self._listener.getsockname()[1]
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -146,6 +148,7 @@ class Service:
             elif is_ready:
                 self._ready.add(endpoint)
             else:
+                await asyncio.sleep(self.lag)
                 self._ready.discard(endpoint)
             await asyncio.sleep(PERIOD)
 

@@ -39,11 +39,14 @@ TIMEOUT = 5.0
 SLOWNESS = 5.0
 """Seconds that a slow machine may need for what takes none."""
 CLIENTS = 8
+DRAIN = 2.0
+LAG = 0.5
+"""Seconds after which the nodes know of a replica that drains."""
 
 
 @pytest.fixture(scope="module")
 def installation(install: Install) -> Iterator[Installation]:
-    with install(replicas=2) as running:
+    with install(replicas=2, drain=f"{DRAIN}s") as running:
         yield running
 
 
@@ -74,10 +77,11 @@ class TestEndingOne:
     ) -> None:
         replica, *_ = installation.replicas
         began = time.monotonic()
-        replica.signal(signal.SIGTERM)
-        with load.rush(clients=16) as rush:  # some of their connections still lead there
-            rush.run_for(pods=80)
-        replica.stop()
+        with behind_the_times(installation):
+            replica.signal(signal.SIGTERM)
+            with load.rush(clients=16) as rush:  # some of their connections still lead there
+                rush.run_for(pods=80)
+            replica.stop()
         ended = time.monotonic()
         load.run_for(pods=60)
         replica.start()
@@ -147,11 +151,21 @@ def test_a_rolling_update_refuses_no_pod(
     for old in tuple(installation.replicas):
         installation.add_replica().start()  # one more than there are to be, as the Deployment says
         load.run_for(pods=20)
-        installation.remove_replica(old)
+        with behind_the_times(installation):
+            installation.remove_replica(old)
     load.run_for(pods=60)
 
     assert load.refused == []
     figure(f"rolling update, {CLIENTS} clients", f"0 refused of {len(load.created)}")
+
+
+@contextmanager
+def behind_the_times(installation: Installation) -> Iterator[None]:
+    """For as long as the Service is late to notice what is not ready any more."""
+    assert installation.service is not None
+    installation.service.lag = LAG
+    yield
+    installation.service.lag = 0.0
 
 
 @dataclass(slots=True)

@@ -60,8 +60,9 @@ class Limits:
     """Open at the same time; the one that is missed least gives way to a new one."""
     handshake: float = 5.0
     """Seconds for a handshake."""
-    first_request: float = 5.0
-    """Seconds from there until the head of the first request has arrived."""
+    first_request: float = 120.0
+    """Seconds from there until the head of the first request has arrived. API servers open more
+    than they need and keep them for later, for 90 s: see `IDLE`."""
 
 
 USUAL = Limits()
