@@ -105,9 +105,11 @@ def policies(
 ) -> Iterator[Policies]:
     """In force until the end of this file."""
     made = Policies(control_plane, enforce)
-    made.apply()
-    yield made
-    control_plane.kubectl("delete", *BINDINGS, "--ignore-not-found")
+    try:
+        made.apply()
+        yield made
+    finally:
+        control_plane.kubectl("delete", *BINDINGS, "--ignore-not-found")
 
 
 @pytest.fixture
