@@ -277,6 +277,7 @@ def test_the_audit_log_has_what_entered_without_a_digest(
     own_list.exempt("registry.test/")
     mark = control_plane.audit_mark()
     would_create(enforce, pod("audited", {"web": TAG, "side": PINNED}))
+    would_create(enforce, pod("refused", {"web": "other.test/web:1"}))
     key = f"{POLICY}/exempt"
     found = [each.get("annotations", {}) for each in control_plane.audit_events(mark)]
     assert [each[key] for each in found if key in each] == [f'container "web": {TAG}']
@@ -605,6 +606,7 @@ class TestOldPods:
         assert "finalizers" not in old.pod(name)["metadata"]
 
         old.kubectl("delete", "pod/held", "--wait=false")
+        old.kubectl("set", "image", "pod/held", f"web={TAG}2")
         old.kubectl("patch", "pod/held", "-p", FREE)
         old.kubectl("delete", "deployment,statefulset,daemonset,job,pod", "--all", "--timeout=60s")
         control_plane.kubectl("delete", "namespace", old.name, "--timeout=60s")
@@ -667,6 +669,7 @@ class TestModes:
         hold = json.dumps({"metadata": {"finalizers": [HOLD]}})
         control_plane.kubectl("patch", *namespace, "-p", hold)
         control_plane.kubectl("delete", *namespace, "--wait=false")
+        control_plane.kubectl("label", *namespace, "tagpin.dev/mode=another", "--overwrite")
         control_plane.kubectl("patch", *namespace, "-p", FREE)
         control_plane.kubectl("wait", *namespace, "--for=delete", "--timeout=60s")
 
