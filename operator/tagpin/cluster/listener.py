@@ -102,6 +102,7 @@ class Caller(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type] # as AppRunner has it
             keepalive_timeout=IDLE,
             lingering_time=LINGERING,
+            auto_decompress=False,  # a few KiB would become many MiB, and no API server packs any
         )
         self._made = made
         self._lost = lost

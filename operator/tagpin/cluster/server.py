@@ -296,8 +296,9 @@ def _parse(body: bytes) -> Any:
                 "object": {"metadata": {}},
             } as request,
         }:
-            if operation == "UPDATE" and not _is_object(request.get("oldObject")):
-                raise BadReview("an UPDATE without the old pod")
+            old = request.get("oldObject")
+            if not _is_object(old) and (operation == "UPDATE" or old is not None):
+                raise BadReview("an UPDATE without the old pod, or with something else")
             return review
         case {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}:
             raise BadReview("expected the CREATE or UPDATE of a pod (v1), by a user")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
@@ -347,6 +348,7 @@ NO_REVIEWS: dict[str, tuple[str, dict[str, Any], bytes | dict[str, Any], int]] =
     "a null object": ("/pin", {}, review(object=None), 400),
     "a pod without metadata": ("/pin", {}, review(object={"spec": {}}), 400),
     "an update without the old pod": ("/pin", {}, review(operation="UPDATE"), 400),
+    "an old pod that is none": ("/pin", {}, review(oldObject="web"), 400),
     "nobody's request": ("/pin", {}, review(userInfo=None), 400),
     "a number for a uid": ("/pin", {}, review(uid=7), 400),
     "too much": ("/pin", {}, b" " * (MAX_BODY + 1), 413),
@@ -392,6 +394,16 @@ async def test_a_pod_of_odd_nesting_costs_nothing(webhook: Webhook) -> None:
 
     assert answers == [200, 200]
     assert asyncio.get_running_loop().time() - started < 10  # kopf alone would take minutes
+
+
+async def test_a_packed_review_is_not_unpacked(webhook: Webhook) -> None:
+    packed = gzip.compress(json.dumps(review()).encode())
+    headers = JSON | {"Content-Encoding": "gzip"}
+
+    status, text, _ = await webhook.post("/pin", packed, headers=headers)
+
+    assert status == 400
+    assert "the body is no JSON" in text
 
 
 async def test_large_reviews_are_taken_in_a_few_at_a_time(webhook: Webhook) -> None:
