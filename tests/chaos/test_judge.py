@@ -64,6 +64,12 @@ def test_a_tag_in_enforce_is_found_at_creation_and_at_the_end(image: str) -> Non
     assert wrong(replace(SEEN, creations=(CREATED, lenient))) == set()
 
 
+def test_a_pod_whose_images_nobody_saw_proves_nothing() -> None:
+    assert wrong(replace(SEEN, creations=(CREATED, replace(CREATED, images={})))) == {NO_TAG}
+    assert wrong(replace(SEEN, stored={"strict-1/web-1": {}})) == {NO_TAG}
+    assert wrong(replace(SEEN, stored={})) == {NO_TAG}
+
+
 def test_two_digests_of_a_revision_are_found() -> None:
     other = replace(CREATED, name="web-2", images={"app": f"{TAG}@{DIGESTS[1]}"})
     assert wrong(replace(SEEN, creations=(CREATED, other))) == {ONE_DIGEST}

@@ -1,5 +1,6 @@
 """The witness: looks at processes, logs and the audit log, and writes down what is there."""
 
+import itertools
 import json
 import re
 import time
@@ -107,16 +108,23 @@ def settled(take: Callable[[], Sample], before: Sample, *, seconds: float) -> Sa
 def complaints(world: World) -> list[Complaint]:
     """What the replicas logged that nobody should read."""
     return [
-        Complaint(_logged_at(line), f"replica {number}: {line[:2000]}")
+        Complaint(at, f"replica {number}: {text[:4000]}")
         for number, replica in enumerate(world.installation.replicas, 1)
-        for line in replica.log_text().splitlines()
-        if "raceback" in line or "please report" in line
+        for at, text in _entries(replica.log_text())
+        if "raceback" in text or "please report" in text
     ]
 
 
-def _logged_at(line: str) -> float:
-    """Nothing but tagpin's own lines says when."""
-    return _time(json.loads(line)["time"]) if line.startswith("{") else 0.0
+def _entries(log: str) -> Iterator[tuple[float, str]]:
+    """Lines of JSON; what is none is taken to be of the time of the line before."""
+    at = 0.0
+    for is_json, lines in itertools.groupby(log.splitlines(), lambda line: line.startswith("{")):
+        if not is_json:
+            yield at, "\n".join(lines)
+            continue
+        for line in lines:
+            at = _time(json.loads(line)["time"])
+            yield at, line
 
 
 def unhealed(world: World, *, seconds: float) -> list[str]:
