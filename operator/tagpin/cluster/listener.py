@@ -112,12 +112,12 @@ class Caller(web.RequestHandler):
         self.has_asked = False
         """Whether the head of a request has arrived."""
         self.is_busy = False
-        """Whether a request is in hand."""
+        """Whether a review is in hand; one that is still to arrive is not."""
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """For as long as a request is in hand."""
-        self.has_asked = self.is_busy = True
+    def busy(self) -> Iterator[None]:
+        """For as long as a review is in hand."""
+        self.is_busy = True
         try:
             yield
         finally:
@@ -215,7 +215,7 @@ class Listener:
             greeting.add_done_callback(partial(self._greeted, accepted))
 
     def _make_room(self) -> bool:
-        """Give up the connection that is missed least, if there is one that asks for nothing."""
+        """Give up the connection that is missed least, if there is one without a review."""
         if self._greetings:
             greeting = next(iter(self._greetings))
             peer = self._greetings.pop(greeting)

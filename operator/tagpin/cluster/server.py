@@ -160,8 +160,8 @@ class WebhookServer:
     async def _review(self, dispatch: kopf.WebhookFn, request: web.Request) -> web.Response:
         caller = request.protocol
         assert isinstance(caller, Caller)  # noqa: S101 - our listener makes no others
-        with caller.asking():
-            response = await self._response(dispatch, request, caller)
+        caller.has_asked = True
+        response = await self._response(dispatch, request, caller)
         # A connection from before the CAs changed has been verified by others.
         is_outdated = self._clients and caller.context is not self._certificate.context
         if self.is_draining or is_outdated:
@@ -181,7 +181,7 @@ class WebhookServer:
                 raise web.HTTPMethodNotAllowed(request.method, ["POST"])
             if request.content_type != "application/json":
                 raise web.HTTPUnsupportedMediaType(text="expected application/json")
-            answer = await self._answer(dispatch, path, request)
+            answer = await self._answer(dispatch, path, request, caller)
         except web.HTTPException as error:
             return self._refusal(request, error.status, error.text or error.reason)
         except (BadReview, WebhookError) as error:
@@ -190,7 +190,7 @@ class WebhookServer:
         return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
     async def _answer(
-        self, dispatch: kopf.WebhookFn, path: str, request: web.Request
+        self, dispatch: kopf.WebhookFn, path: str, request: web.Request, caller: Caller
     ) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -203,8 +203,11 @@ class WebhookServer:
                     body = await request.read()
             except TimeoutError:
                 raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
+            except (OSError, web.RequestPayloadError):
+                raise web.HTTPBadRequest(text="the review broke off") from None
             review = _parse(body)
-            with self._holding(review["request"], 0 if is_large else len(body)):
+            size = 0 if is_large else len(body)
+            with caller.busy(), self._holding(review["request"], size):
                 del body
                 spent = loop.time() - started
                 mine = Exchange(

@@ -810,6 +810,33 @@ async def test_no_request_in_hand_gives_way(unused_tcp_port: int) -> None:
         await hang_up(writer)
 
 
+@pytest.mark.parametrize("length", [b"100", b"300000"])
+async def test_a_review_that_has_not_arrived_gives_way(unused_tcp_port: int, length: bytes) -> None:
+    limits = Limits(connections=4, handshake=30, first_request=30)
+    async with running(unused_tcp_port, limits=limits) as webhook:
+        trickling = [(await secured(webhook))[1] for _ in range(4)]
+        for writer in trickling:
+            writer.write(HEAD + b"Content-Length: " + length + b"\r\n\r\n{")
+        await until(lambda: all(each.has_asked for each in webhook.server._listener._strangers))
+
+        assert (await webhook.review("/pin"))["allowed"] is True
+
+        assert webhook.rejected == [Rejection.CROWDED]
+        await hang_up(*trickling)
+
+
+async def test_who_hangs_up_in_the_middle_of_a_review_is_no_fault_of_ours(
+    webhook: Webhook, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, writer = await secured(webhook)
+    writer.write(HEAD + b"Content-Length: 100\r\n\r\n{")
+    await until(lambda: any(each.has_asked for each in webhook.server._listener._strangers))
+    await hang_up(writer)
+
+    await until(lambda: webhook.refused == [400])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 async def test_a_caller_that_hangs_up_leaves_nothing_behind(unused_tcp_port: int) -> None:
     async with running(unused_tcp_port, per_namespace=1) as webhook:
         body = json.dumps(review(object=pod("nginx:slow"))).encode()
