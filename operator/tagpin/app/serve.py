@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import kopf
-import uvloop
 from kopf._cogs.structs.credentials import Vault
 from kopf._cogs.structs.references import Insights, Resource
 from kopf._core.reactor.inventory import ResourceMemories
@@ -66,7 +65,9 @@ class AllTasks(frozenset[asyncio.Task[Any]]):
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain; raises ConfigurationError."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    # Not uvloop: a TLS connection that fails while it is made, or is given up, has it close a file
+    # descriptor twice, which ends the process or is another connection's (aio-libs/aiohttp#10506).
+    with asyncio.Runner() as runner:
         runner.run(_serve(settings))
 
 

@@ -225,8 +225,7 @@ class Endpoints:
                     )
                 answer = await _read(response)
         # Not chained: their texts repeat what was received.
-        # uvloop raises RuntimeError where asyncio raises OSError (aiohappyeyeballs: impl.py)
-        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _complaint(error, host) from None
         if answer is None:
             raise Unobtainable(f"the answer of {host} is longer than {MAX_ANSWER} bytes")

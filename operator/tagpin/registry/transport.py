@@ -145,7 +145,7 @@ class Transport:
     async def __aenter__(self) -> Self:
         if self._names is None:
             # Not the look-up of the event loop, which a few names without an answer keep busy:
-            # it has one pool of threads for all, of four under uvloop.
+            # it has one pool of threads for all.
             self._names = aiohttp.AsyncResolver(timeout=NAME_TIMEOUT, tries=NAME_TRIES)
             self._stack.push_async_callback(self._names.close)
         names, rules = self._names, self._rules
@@ -183,8 +183,7 @@ class Transport:
         except Failure as failure:
             code = failure.reason.value
             raise
-        # uvloop raises RuntimeError where asyncio raises OSError (aiohappyeyeballs: impl.py)
-        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             translated = _failure_of(error, way, trace, self._rules)
             code = translated.reason.value
             # What aiohttp raises quotes the answer, and shows the headers that we sent.

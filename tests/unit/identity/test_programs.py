@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from aiohttp import web
 
 from fakes.clock import FakeClock
@@ -376,33 +375,6 @@ async def test_closing_ends_what_is_just_being_started(shelf: Shelf, steps: int)
     assert not zombies()
     asked.cancel()
     await asyncio.wait([asked])
-
-
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_it_is_the_same_with_each_event_loop(
-    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop], caplog: Any
-) -> None:
-    caplog.set_level(logging.WARNING)
-    shelf = Shelf(tmp_path)
-    pids = tmp_path / "pids"
-
-    async def ask() -> None:
-        assert await shelf.ask(GOOD) == Credential("bot", "pw")
-        for script, message in (
-            (f"echo $$ >> {pids}; exec yes", "wrote more"),
-            (f"echo $$ >> {pids}; sleep 60 & echo $! >> {pids}; wait", "within 0.2 s"),
-            *[("exit 1", "exit code 1")] * 5,
-        ):
-            with pytest.raises(Unobtainable, match=message):
-                await shelf.ask(script, timeout=0.2 if "sleep" in script else 5)
-        with pytest.raises(Unobtainable, match="cannot be run"):
-            await shelf.programs("/nowhere").obtain(Identity("/nowhere", "a.test"))
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(ask())
-    assert alive(pids) == []
-    assert not zombies()
-    assert caplog.records == []
 
 
 async def test_an_identity_is_obtained_from_its_own_provider(shelf: Shelf) -> None:

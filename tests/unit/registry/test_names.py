@@ -3,11 +3,9 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable
 
 import aiohttp
 import pytest
-import uvloop
 
 from tagpin.errors import Reason, Unresolvable
 from tagpin.pinning import Resolution
@@ -16,9 +14,6 @@ from tagpin.registry.places import Places, RegistrySettings
 from tagpin.registry.transport import Transport
 
 from .conftest import Net, reason
-
-EVERY_LOOP = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 class NameServer(asyncio.DatagramProtocol):
@@ -56,8 +51,7 @@ async def use_server(client: Transport) -> NameServer:
     return server
 
 
-@EVERY_LOOP
-def test_names_without_an_answer_keep_no_other_name_waiting(new_loop: NewLoop) -> None:
+def test_names_without_an_answer_keep_no_other_name_waiting() -> None:
     async def look_up() -> None:
         async with Transport(Places(()), rules=DEFAULT_RULES) as client:
             server = await use_server(client)
@@ -74,12 +68,11 @@ def test_names_without_an_answer_keep_no_other_name_waiting(new_loop: NewLoop) -
             assert {type(each) for each in outcomes} == {OSError}
             server.transport.close()
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner() as runner:
         runner.run(look_up())
 
 
-@EVERY_LOOP
-def test_a_client_can_be_closed_while_a_name_is_looked_up(new_loop: NewLoop) -> None:
+def test_a_client_can_be_closed_while_a_name_is_looked_up() -> None:
     async def look_up() -> None:
         async with Transport(Places(()), rules=DEFAULT_RULES) as client:
             server = await use_server(client)
@@ -89,21 +82,20 @@ def test_a_client_can_be_closed_while_a_name_is_looked_up(new_loop: NewLoop) -> 
             await pending
         server.transport.close()
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner() as runner:
         runner.run(look_up())
 
 
-@EVERY_LOOP
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("localhost", "127.0.0.1"), ("127.1.2.3", "127.1.2.3"), ("::1", "::1")],
 )
-def test_what_needs_no_name_server_is_known(new_loop: NewLoop, name: str, expected: str) -> None:
+def test_what_needs_no_name_server_is_known(name: str, expected: str) -> None:
     async def look_up() -> list[str]:
         async with Transport(Places(()), rules=DEFAULT_RULES) as client:
             return await addresses(client, name)
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner() as runner:
         assert expected in runner.run(look_up())
 
 

@@ -4,11 +4,9 @@ import asyncio
 import logging
 import ssl
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import uvloop
 from aiohttp import web
 from yarl import URL
 
@@ -75,23 +73,6 @@ async def test_a_registry_is_reached_by_a_tunnel_through_the_proxy(net: Net) -> 
     assert [each.method for each in proxy.requests] == ["CONNECT"]
     assert proxy.targets == [f"public.test:{net.port}"]
     assert net.names.asked == []
-
-
-def test_a_tunnel_goes_by_the_event_loop_of_production_too(
-    authority: Authority, server_tls: ssl.SSLContext
-) -> None:
-    async def ask() -> None:
-        net = Net(server_tls, authority.certificate.read_text())
-        async with net.stack:
-            registry, proxy = await net.registry("public.test"), await proxy_of(net)
-            pushed = registry.push_image("demo/app", "v1")
-            proxies = through(proxy)
-            assert digest(await net.ask(net.image("public.test"), proxies=proxies)) == pushed
-            stranger = await net.ask(net.image("public.test"), proxies=proxies, ca=None)
-            assert reason(stranger) is Reason.UNREACHABLE
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(ask())
 
 
 async def test_a_tunnel_serves_more_than_one_request(net: Net) -> None:
@@ -758,12 +739,10 @@ async def test_a_connection_that_was_closed_meanwhile_is_made_anew(net: Net) -> 
     assert len({seen.connection for seen in registry.requests}) == 2
 
 
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("proxied", [False, True])
 def test_no_more_connections_are_kept_than_may_be_used_at_once(
     authority: Authority,
     server_tls: ssl.SSLContext,
-    new_loop: Callable[[], asyncio.AbstractEventLoop],
     *,
     proxied: bool,
 ) -> None:
@@ -781,7 +760,7 @@ def test_no_more_connections_are_kept_than_may_be_used_at_once(
                 connections.append(len({seen.connection for seen in registry.requests}))
             return connections
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner() as runner:
         first, second, third = runner.run(ask())
     assert first == 1
     assert (second, third) == (3, 3)
