@@ -242,7 +242,7 @@ def parse_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     """Read one or more PEM certificates; raises ConfigurationError if there is none."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ConfigurationError("not a PEM certificate") from error
 
 

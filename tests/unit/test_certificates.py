@@ -213,6 +213,12 @@ class TestMaterial:
         with pytest.raises(ConfigurationError, match="not a PEM certificate"):
             Material.parse(issued() | {CA_CERTIFICATE: b"junk"})
 
+    def test_a_ca_of_a_version_that_there_is_not_is_refused(self) -> None:
+        der = issue_ca(NOW).certificate.public_bytes(Encoding.DER)
+        second = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020101"), 1)
+        with pytest.raises(ConfigurationError, match="not a PEM certificate"):
+            Material.parse(issued() | {CA_CERTIFICATE: ssl.DER_cert_to_PEM_cert(second).encode()})
+
     def test_it_is_trusted_by_whom_its_ca_is_known_to_renewed_or_not(self) -> None:
         data = issued()
         material, strange = Material.parse(data), issue_ca(NOW)

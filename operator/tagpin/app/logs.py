@@ -111,13 +111,14 @@ def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None
     """One line about one pod (`tagpin.cluster.admission.Observer`); no secrets are in it."""
     if not decisions.isEnabledFor(logging.INFO):
         return
-    told = dict(itertools.islice(verdict.pins.items(), MAX_PINS))
+    # Nobody has checked the pod yet: its names may be of any length.
+    told = {shortened(name): pin for name, pin in itertools.islice(verdict.pins.items(), MAX_PINS)}
     failures = {name: pin.message for name, pin in told.items() if isinstance(pin, Failure)}
     extra: dict[str, Any] = {
         "mode": admission.mode.value,
         "operation": admission.operation.lower(),
-        "namespace": admission.namespace,
-        "pod": workload.display_name(admission.pod),
+        "namespace": shortened(admission.namespace),
+        "pod": shortened(workload.display_name(admission.pod)),
         "result": verdict.result.value,
         "pins": {name: _shortened(pin.to_json()) for name, pin in told.items()},
         "milliseconds": round(seconds * 1000, 2),
@@ -127,7 +128,7 @@ def log_decision(admission: Admission, verdict: Verdict, seconds: float) -> None
         extra["workload"] = str(standing.revision.workload)
         extra["revision"] = standing.revision.record_name
     elif owner := workload.controller(admission.pod):
-        extra["workload"] = str(owner)
+        extra["workload"] = shortened(str(owner))
     if standing.unrecorded:
         extra["unrecorded"] = standing.unrecorded
     if admission.dry_run:

@@ -148,6 +148,22 @@ def test_a_pod_of_many_long_images_is_no_long_line(caplog: pytest.LogCaptureFixt
     assert json.loads(line)["more_pins"] == 950
 
 
+def test_names_that_nobody_has_checked_make_no_long_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    long = "x" * 100_000
+    owner = {"kind": long, "name": long, "controller": True}
+    admission = Admission(
+        mode=Mode.PIN,
+        operation="CREATE",
+        namespace=long,
+        pod={"metadata": {"name": long, "ownerReferences": [owner]}},
+    )
+    verdict = Verdict(Result.UNPINNED, {long: Failure("a:1", Reason.TLS, "no TLS")})
+
+    assert len(JsonLines().format(record(caplog, verdict, admission))) < 3000
+
+
 def test_a_traceback_stays_with_its_line() -> None:
     error = ZeroDivisionError("a fault")
     info = (type(error), error, None)
