@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from cluster.namespaces import (
     deployment,
     eventually,
     images,
+    job,
     pod,
     record,
     stateful_set,
@@ -50,13 +52,15 @@ def manifests(shop: Namespace, registries: Registries) -> list[Object]:
         stateful_set("db", of_app),
         daemon_set("agent", of_app),
         cron_job("nightly", of_app),
+        job("once", of_app),
         pod("bare", of_app),
     ]
     shop.apply(*written)
     shop.kubectl("create", "job", "nightly-1", "--from=cronjob/nightly")
     for each in WORKLOADS:
         shop.wait_for_rollout(each)
-    eventually(lambda: shop.pods("job-name=nightly-1"), bool)
+    for each in ("nightly-1", "once"):
+        eventually(partial(shop.pods, f"job-name={each}"), bool)
     registries.public.push("gitops/app:1", "moved")
     made = [each for name in ("web", "db", "agent") for each in shop.pods(f"app={name}")]
     assert {images(each)["app"] for each in made} == {app.pinned}
@@ -100,7 +104,7 @@ def test_records_belong_to_their_workloads_and_to_no_application(
 ) -> None:
     pins = shop.image_pins()
     owners = {each["metadata"]["ownerReferences"][0]["kind"] for each in pins}
-    assert owners == {"Deployment", "StatefulSet", "DaemonSet", "CronJob"}
+    assert owners == {"Deployment", "StatefulSet", "DaemonSet", "CronJob", "Job"}
     assert not any("labels" in each["metadata"] for each in pins)
 
 

@@ -660,6 +660,18 @@ class TestModes:
                 f"tagpin.dev/mode: {mode} is no mode: write audit, pin or enforce" in answer.stderr
             )
 
+    @pytest.mark.parametrize("subresource", ["status", "finalize"])
+    def test_nor_by_a_subresource_that_can_change_labels(
+        self, control_plane: ControlPlane, enforce: Namespace, subresource: str
+    ) -> None:
+        path = f"/api/v1/namespaces/{enforce.name}"
+        _, body = control_plane.get(path)
+        changed = json.loads(body)
+        changed["metadata"]["labels"]["tagpin.dev/mode"] = "enforced"
+        replace = ("replace", "--raw", f"{path}/{subresource}", "-f", "-")
+        answer = control_plane.kubectl(*replace, input=json.dumps(changed), check=False)
+        assert "tagpin.dev/mode: enforced is no mode" in answer.stderr
+
     def test_a_namespace_that_has_a_wrong_one_can_be_changed_corrected_and_deleted(
         self, control_plane: ControlPlane, mistaken: Namespace
     ) -> None:
@@ -678,8 +690,8 @@ class TestModes:
 
 BREAK_GLASS = (
     "delete",
-    "mutatingwebhookconfiguration/tagpin",
     "validatingadmissionpolicybinding/tagpin-require-digest",
+    "mutatingwebhookconfiguration/tagpin",
 )
 
 

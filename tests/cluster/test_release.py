@@ -210,9 +210,11 @@ def test_records_stay_where_an_upgrade_leaves_them_to_somebody_else(release: Rel
 
 
 def test_an_upgrade_brings_back_what_broke_the_glass(release: Release) -> None:
-    release.control_plane.kubectl("delete", "mutatingwebhookconfiguration/tagpin")
+    binding = Key("ValidatingAdmissionPolicyBinding", "tagpin-require-digest")
+    release.control_plane.kubectl("delete", "/".join(binding), "/".join(WEBHOOKS))
     release.upgrade()
     assert len(release.get(WEBHOOKS)["webhooks"]) == 4
+    assert release.get(binding)["spec"]["policyName"] == "tagpin-require-digest"
 
 
 def test_there_is_no_second_release_in_a_cluster(release: Release) -> None:
