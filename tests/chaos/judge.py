@@ -67,6 +67,7 @@ MANY = 10
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _REASONS = re.compile(r"\((?P<reason>[a-z_]+)\)")
+_SECOND_LINE = "'tagpin-require-digest' denied request"
 _OVERDUE = "could not be pinned in time"
 _CUT = "a decision was cut"
 _OF_REGISTRIES = {"timeout", "unreachable", "rate_limited"}
@@ -212,6 +213,8 @@ def cause_of(refused: Creation) -> Cause:
     message = refused.message
     if "failed calling webhook" in message:
         return Cause.CALL
+    if _SECOND_LINE in message:
+        return Cause.OTHER  # tagpin let a tag pass
     if "denied the request" not in message:
         is_busy = refused.code in (403, 429) or refused.code >= 500
         return Cause.API if is_busy else Cause.OTHER

@@ -15,6 +15,7 @@ CREATED = Creation(
     "strict-1", "enforce", "web-1", 101, 101.1, 201, images={"app": PINNED}, owner="rs", record="r"
 )
 WEBHOOK = 'admission webhook "enforce.tagpin.dev" denied the request: 1 image cannot be pinned: '
+POLICY = "ValidatingAdmissionPolicy 'tagpin-require-digest' with binding 'tagpin-require-digest'"
 FAILED = 'Internal error occurred: failed calling webhook "enforce.tagpin.dev": EOF'
 HELD = Sample(memory=100, files=30, tasks=20, connections=3)
 SEEN = Seen(
@@ -98,6 +99,7 @@ CAUSES = [
     ("etcdserver: request timed out", 500, Cause.API),
     ("too many requests", 429, Cause.API),
     ("pods web-2 already exists", 409, Cause.OTHER),
+    (f"{POLICY} denied request: 1 image has no digest", 403, Cause.OTHER),
 ]
 
 
