@@ -67,7 +67,9 @@ MANY = 10
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _REASONS = re.compile(r"\((?P<reason>[a-z_]+)\)")
-_SECOND_LINE = "'tagpin-require-digest' denied request"
+_SECOND_LINE = re.compile(
+    "'tagpin-require-digest' denied request: [0-9]+ images? ha(s|ve) no digest"
+)
 _OVERDUE = "could not be pinned in time"
 _CUT = "a decision was cut"
 _OF_REGISTRIES = {"timeout", "unreachable", "rate_limited"}
@@ -213,7 +215,7 @@ def cause_of(refused: Creation) -> Cause:
     message = refused.message
     if "failed calling webhook" in message:
         return Cause.CALL
-    if _SECOND_LINE in message:
+    if _SECOND_LINE.search(message):
         return Cause.OTHER  # tagpin let a tag pass
     if "denied the request" not in message:
         is_busy = refused.code in (403, 429) or refused.code >= 500
