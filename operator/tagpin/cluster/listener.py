@@ -56,7 +56,7 @@ class Rejection(StrEnum):
 class Limits:
     """What connections are allowed."""
 
-    connections: int = 1024
+    connections: int = 512
     """Open at the same time; the one that is missed least gives way to a new one."""
     handshake: float = 5.0
     """Seconds for a handshake."""

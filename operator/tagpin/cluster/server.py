@@ -33,10 +33,11 @@ MAX_BODY = 8 * 2**20
 LARGE_BODY = 256 * 2**10
 MAX_LARGE = 2
 """Larger bodies that are taken in at the same time: each is many times its size in memory."""
-MAX_IN_HAND = 32 * 2**20
-"""Bytes of all other reviews that are answered at the same time."""
+MAX_IN_HAND = 16 * 2**20
+"""Bytes of all other reviews that are answered at the same time: as Python's objects they may be 24
+times as large, and the memory of the pod must hold that (manifests/base/deployment.yaml)."""
 MAX_OF_ONE = MAX_IN_HAND // 4
-"""Bytes of those of one namespace: hundreds of pods."""
+"""Bytes of those of one namespace: a hundred large pods."""
 ARRIVAL = 5.0
 """Seconds for a review to arrive."""
 TIMEOUT = 5.0
@@ -217,6 +218,8 @@ class WebhookServer:
                 )
                 exchange.set(mine)
                 answered = await dispatch(_outline(review), webhook=path, headers={}, sslpeer={})
+        if mine.verdict is None:  # then kopf allows what nobody has looked at
+            raise BadReview("nobody has decided")
         answer = dict(answered)
         _add(mine.verdict, answer["response"])
         return answer
@@ -334,10 +337,8 @@ def _timeout(text: str) -> float:
     return seconds if seconds and "".join(part[0] for part in parts) == text else TIMEOUT
 
 
-def _add(verdict: Verdict | None, response: Any) -> None:
+def _add(verdict: Verdict, response: Any) -> None:
     """Write what kopf cannot into its answer."""
-    if verdict is None:
-        return
     if verdict.allowed and verdict.operations:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(orjson.dumps(verdict.operations)).decode()

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -138,6 +138,7 @@ async def running(
     pinner: Pinner | None = None,
     per_namespace: int = 32,
     limits: Limits = USUAL,
+    paths: Sequence[str] = admission.PATHS,
 ) -> AsyncIterator[Webhook]:
     certificate = Certificate(clients)
     async with aiohttp.ClientSession() as session:
@@ -145,7 +146,7 @@ async def running(
         rejected: list[Rejection] = []
         server = WebhookServer(
             certificate,
-            paths=admission.PATHS,
+            paths=paths,
             address="127.0.0.1",
             port=free_port,
             clients=clients,
@@ -253,6 +254,13 @@ async def test_the_path_is_the_mode(webhook: Webhook) -> None:
         await webhook.review(path)
 
     assert [one.mode.value for one, _ in webhook.decisions] == ["audit", "pin", "enforce"]
+
+
+async def test_what_no_handler_has_looked_at_is_not_let_in(unused_tcp_port: int) -> None:
+    async with running(unused_tcp_port, paths=["pin", "sign"]) as webhook:
+        status, text, _ = await webhook.post("/sign", review())
+
+    assert (status, text) == (400, "nobody has decided\n")
 
 
 async def test_a_refusal_carries_its_reason_and_no_patch(webhook: Webhook) -> None:
