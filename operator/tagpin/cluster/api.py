@@ -91,9 +91,8 @@ async def asking(request: str, *, seconds: float = 10.0) -> AsyncIterator[None]:
         ) from error
     except TimeoutError as error:
         raise ClusterError(f"cannot {request}: the API server took too long") from error
-    # A ValueError is an answer that does not parse: of a proxy, for example. And uvloop raises
-    # RuntimeError where asyncio raises OSError (aiohappyeyeballs: impl.py).
-    except (aiohttp.ClientError, OSError, ConfigException, ValueError, RuntimeError) as error:
+    # A ValueError is an answer that does not parse: of a proxy, for example.
+    except (aiohttp.ClientError, OSError, ConfigException, ValueError) as error:
         raise ClusterError(f"cannot {request}: {error or type(error).__name__}") from error
 
 

@@ -139,12 +139,6 @@ class TestAsking:
         assert got.value.status == 0
         await disconnect(client)
 
-    async def test_what_an_event_loop_raises_over_a_connection_is_a_failure(self) -> None:
-        with pytest.raises(ClusterError, match="cannot read Secret a/b: File descriptor 24") as got:
-            async with asking("read Secret a/b"):
-                raise RuntimeError("File descriptor 24 is used by transport")
-        assert got.value.status == 0
-
     async def test_a_cancelled_caller_is_cancelled(self, tmp_path: Path) -> None:
         arrived = asyncio.Event()
 
