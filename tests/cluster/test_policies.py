@@ -546,8 +546,12 @@ class TestUpdates:
     ) -> None:
         written = pod("web", {"web": TAG, "side": PINNED}, init={"first": PINNED})
         if how == ["replace"]:
-            written = web | {"spec": json.loads(json.dumps(web["spec"]).replace(PINNED, TAG))}
-        answer = enforce.kubectl(*how, "-f", "-", input=json.dumps(written), check=False)
+            written = json.loads(json.dumps(web).replace(PINNED, TAG))
+            del written["metadata"]["resourceVersion"]
+        answer = eventually(
+            lambda: enforce.kubectl(*how, "-f", "-", input=json.dumps(written), check=False),
+            lambda answer: "(Conflict)" not in answer.error,  # its status is still being written
+        )
         assert POLICY in answer.error
         assert f'container "web": {TAG}' in answer.error
         assert images(enforce.pod("web")) == images(web)
