@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,15 +12,14 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp
-import orjson
-from kubernetes.aio.client import ApiClient, ApiException, CoreV1Api, CustomObjectsApi
+from kubernetes.aio.client import ApiClient
 
 from tagpin import workload
 from tagpin.cache import Cache, Use
 from tagpin.cluster.api import asking
+from tagpin.cluster.objects import IMAGE_PINS, PODS, Collection, Objects
 from tagpin.errors import ClusterError, Reason, Unproven, Unrecorded, Unresolvable
-from tagpin.imagepin import GROUP, PLURAL, VERSION, ImagePin, entry
+from tagpin.imagepin import GROUP, PLURAL, ImagePin, entry
 from tagpin.ledger import Entry
 from tagpin.pins import Pin
 from tagpin.revision import Claim, Proof, Revision, counts_pods, created, proven
@@ -111,8 +110,7 @@ class ClusterLedger:
         observe_read: Callable[[Use], None] = lambda _: None,
         observe_write: Callable[[Write], None] = lambda _: None,
     ) -> None:
-        self._objects = CustomObjectsApi(client)
-        self._core = CoreV1Api(client)
+        self._objects = Objects(client)
         self._record_ttl = record_ttl
         self._clock = clock
         self._observe_write = observe_write
@@ -143,10 +141,10 @@ class ClusterLedger:
 
         async def load() -> Sequence[Pod]:
             async with asking(f"list the pods of {claimed.owner}", seconds=ATTEMPT):
-                pods = await _listed(
-                    self._core.list_namespaced_pod_without_preload_content(
-                        claimed.namespace, label_selector=claimed.selector, limit=MAX_SIBLINGS
-                    )
+                pods = await self._listed(
+                    PODS,
+                    claimed.namespace,
+                    {"labelSelector": claimed.selector, "limit": MAX_SIBLINGS},
                 )
                 owners = ((pod, workload.controller(pod)) for pod in pods)
                 uid = claimed.owner.uid
@@ -161,12 +159,11 @@ class ClusterLedger:
 
         async def load() -> Sequence[ImagePin]:
             async with _asking_for_records(f"list the ImagePins of {revision.workload}"):
-                found = await _listed(
-                    self._objects.list_namespaced_custom_object_without_preload_content(
-                        *(GROUP, VERSION, revision.namespace, PLURAL),
-                        field_selector=f"spec.workload.uid={_escaped(uid)}",
-                        limit=MAX_RECORDS,
-                    )
+                selector = f"spec.workload.uid={_escaped(uid)}"
+                found = await self._listed(
+                    IMAGE_PINS,
+                    revision.namespace,
+                    {"fieldSelector": selector, "limit": MAX_RECORDS},
                 )
                 records = [ImagePin.from_object(each) for each in found]
             return [record for record in records if record.revision.workload.uid == uid]
@@ -247,11 +244,8 @@ class ClusterLedger:
         request = f"read {plural} {claimed.namespace}/{name}"
         try:
             async with asking(request, seconds=ATTEMPT):
-                return _json_object(
-                    await self._objects.get_namespaced_custom_object(
-                        group, version, claimed.namespace, plural, name
-                    )
-                )
+                objects = Collection(group, version, plural)
+                return await self._objects.get(objects, claimed.namespace, name)
         except ClusterError as error:
             if error.is_absence_of(name):
                 raise Unproven(f"there is no {name} among the {plural} of the namespace") from None
@@ -275,11 +269,12 @@ class ClusterLedger:
         """The object itself. That there is none is the only error with status 404."""
         name = revision.record_name
         async with _asking_for_records(f"read {_told(revision)}", name):
-            return _json_object(
-                await self._objects.get_namespaced_custom_object(
-                    GROUP, VERSION, revision.namespace, PLURAL, name
-                )
-            )
+            return await self._objects.get(IMAGE_PINS, revision.namespace, name)
+
+    async def _listed(
+        self, objects: Collection, namespace: str, query: Mapping[str, str | int]
+    ) -> Sequence[Mapping[str, Any]]:
+        return (await self._objects.list(objects, namespace, query, max_bytes=MAX_LIST)).items
 
     async def _write(self, revision: Revision, pins: Sequence[Pin], known: _Known) -> ImagePin:
         """Write until it holds; what is found meanwhile becomes `known`."""
@@ -349,18 +344,15 @@ class ClusterLedger:
     ) -> ImagePin:
         """Create the object, or append what is new to the one that was found; return the result."""
         name, namespace = record.revision.record_name, record.revision.namespace
-        where = (GROUP, VERSION, namespace, PLURAL)
         async with _asking_for_records(f"write {_told(record.revision)}", name, namespace):
-            answer: Any
             if found is None:
-                made = record.to_object()
-                answer = await self._objects.create_namespaced_custom_object(*where, made)
+                answer = await self._objects.create(IMAGE_PINS, namespace, record.to_object())
             else:
                 # Whole: with its resourceVersion, and with fields that only newer versions know.
                 images = [*found["spec"]["images"], *map(entry, new)]
                 more = {**found, "spec": {**found["spec"], "images": images}}
-                answer = await self._objects.replace_namespaced_custom_object(*where, name, more)
-            return ImagePin.from_object(_json_object(answer))
+                answer = await self._objects.replace(IMAGE_PINS, namespace, name, more)
+            return ImagePin.from_object(answer)
 
 
 def _entry(proof: _Proof, record: ImagePin | None, *, is_new: bool) -> Entry:
@@ -400,29 +392,6 @@ async def _asking_for_records(request: str, *names: str) -> AsyncIterator[None]:
             raise
         message = f"{error}; is the CRD {PLURAL}.{GROUP} installed (manifests/crd)?"
         raise ClusterError(message) from error
-
-
-async def _listed(opening: Awaitable[aiohttp.ClientResponse]) -> list[dict[str, Any]]:
-    """The items of a list, which is read no further than `MAX_LIST`; within `asking`."""
-    async with await opening as response:
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > MAX_LIST:
-                raise ValueError(f"the list has more than {MAX_LIST} bytes")
-    if not response.ok:
-        text = body.decode(errors="replace")
-        raise ApiException(status=response.status, reason=response.reason, body=text)
-    items = _json_object(orjson.loads(body)).get("items")
-    if not isinstance(items, list):
-        raise ValueError("no list")  # noqa: TRY004 all bad answers are one error
-    return [_json_object(item) for item in items]
-
-
-def _json_object(answer: Any) -> dict[str, Any]:
-    if not isinstance(answer, dict):
-        raise ValueError("no object")  # noqa: TRY004 all bad answers are one error
-    return answer
 
 
 def _outline(pod: Pod) -> Pod:
