@@ -80,9 +80,7 @@ class Objects:
                 if max_bytes is not None and len(body) > max_bytes:
                     raise ValueError(f"the list has more than {max_bytes} bytes")
         answer = _parsed(response, body)
-        items, metadata = answer.get("items", ""), _json_object(answer.get("metadata") or {})
-        if items is None:  # as Go writes a list without any
-            items = []
+        items, metadata = answer.get("items"), _json_object(answer.get("metadata") or {})
         if not isinstance(items, list):
             raise ValueError("no list")  # noqa: TRY004 all bad answers are one error
         return Page([_json_object(item) for item in items], str(metadata.get("continue") or ""))
