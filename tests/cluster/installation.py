@@ -155,16 +155,13 @@ class Replica:
 
         The answer is the answered review. Any thread may call it.
         """
-        webhook = next(
-            each for each in self._webhooks() if urlsplit(each["clientConfig"]["url"]).path == path
-        )
-        bundle = base64.b64decode(webhook["clientConfig"]["caBundle"]).decode()
+        webhook = self._webhook(path)
         timeout = webhook["timeoutSeconds"]
         connection = http.client.HTTPSConnection(
             LOOPBACK,
             self.port,
             timeout=timeout,
-            context=ssl.create_default_context(cadata=bundle),
+            context=ssl.create_default_context(cadata=self.ca(path)),
         )
         try:
             connection.request(
@@ -180,6 +177,10 @@ class Replica:
         assert response.status == http.HTTPStatus.OK, f"{response.status}: {body}"
         answered: dict[str, Any] = json.loads(body)
         return answered
+
+    def ca(self, path: str = "/pin") -> str:
+        """What the API server knows the webhook at a path by: PEM."""
+        return base64.b64decode(self._webhook(path)["clientConfig"]["caBundle"]).decode()
 
     def counts(self) -> Counter[str]:
         """The counters of admissions and images: `name{labels}` → value."""
@@ -249,6 +250,11 @@ class Replica:
             status == http.HTTPStatus.OK
             and all(each["clientConfig"].get("caBundle") for each in self._webhooks())
             and (self._service is None or self._service.sends_to(self.endpoint))
+        )
+
+    def _webhook(self, path: str) -> dict[str, Any]:
+        return next(
+            each for each in self._webhooks() if urlsplit(each["clientConfig"]["url"]).path == path
         )
 
     def _webhooks(self) -> list[dict[str, Any]]:
