@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from kubernetes.aio.client import ApiClient, CoreV1Api
+from kubernetes.aio.client import ApiClient
 
 from tagpin import workload
 from tagpin.cache import Cache
 from tagpin.cluster.api import asking
+from tagpin.cluster.objects import SECRETS, SERVICE_ACCOUNTS, Object, Objects
 from tagpin.errors import ClusterError
 from tagpin.keychain import MAX_REMARKS, Credential, InvalidDockerConfig, Keychain
 from tagpin.pinning import Access
@@ -53,7 +54,7 @@ class ClusterPullSecrets:
         own: OwnCredentials | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._core = CoreV1Api(client)
+        self._objects = Objects(client)
         self._own = own
         self._secrets: Cache[tuple[str, str], Access] = _held(clock)
         self._accounts: Cache[tuple[str, str], tuple[str, ...]] = _held(clock)
@@ -91,19 +92,17 @@ class ClusterPullSecrets:
         async def load() -> tuple[str, ...]:
             request = f"read ServiceAccount {_checked(service_account)}"
             async with asking(request, seconds=ATTEMPT):
-                account = await self._core.read_namespaced_service_account(
-                    service_account, namespace
+                return _names_in(
+                    await self._objects.get(SERVICE_ACCOUNTS, namespace, service_account)
                 )
-            references = account.image_pull_secrets or []
-            return tuple(reference.name for reference in references if reference.name)
 
         return (await self._accounts.get((namespace, service_account), load)).value
 
     async def _secret(self, namespace: str, name: str) -> Access:
         async def load() -> Access:
             async with asking(f"read pull secret {_checked(name)}", seconds=ATTEMPT):
-                secret = await self._core.read_namespaced_secret(name, namespace)
-            return parse_secret(name, secret.type or "", secret.data or {})
+                kind, data = _content(await self._objects.get(SECRETS, namespace, name))
+            return parse_secret(name, kind, data)
 
         try:
             return (await self._secrets.get((namespace, name), load)).value
@@ -124,7 +123,31 @@ def _checked(name: str) -> str:
     return name
 
 
-def parse_secret(name: str, kind: str, data: Mapping[str, str | bytes]) -> Access:
+def _names_in(account: Object) -> tuple[str, ...]:
+    """The pull secrets of a ServiceAccount. Raises ValueError."""
+    try:
+        names = [reference.get("name") for reference in account.get("imagePullSecrets") or ()]
+        return tuple(_text(name) for name in names if name)
+    except (TypeError, AttributeError) as error:
+        raise ValueError("no ServiceAccount") from error
+
+
+def _content(secret: Object) -> tuple[str, dict[str, str]]:
+    """The type and the data of a Secret, as base64. Raises ValueError."""
+    try:
+        data = (secret.get("data") or {}).items()
+        return _text(secret.get("type") or ""), {key: _text(value) for key, value in data}
+    except (TypeError, AttributeError) as error:
+        raise ValueError("no Secret") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def parse_secret(name: str, kind: str, data: Mapping[str, str]) -> Access:
     """Read a Secret's base64 data; what is wrong with it becomes a remark that names it.
 
     So does what only resolves an image and cannot pull it.
@@ -133,7 +156,7 @@ def parse_secret(name: str, kind: str, data: Mapping[str, str | bytes]) -> Acces
     if not data.get(key):
         return Access(Keychain(), (f"pull secret {name} holds no docker config",))
     try:
-        keychain = read(base64.b64decode(data[key], validate=True))
+        keychain = read(base64.b64decode(data[key].encode(), validate=True))
     except (InvalidDockerConfig, binascii.Error) as error:
         return Access(Keychain(), (f"pull secret {name} is of no use: {error}",))
     unusable = [

@@ -9,17 +9,11 @@ from enum import StrEnum
 from http import HTTPStatus
 
 from cachetools import TTLCache
-from kubernetes.aio.client import (
-    ApiClient,
-    CoreV1Api,
-    CoreV1Event,
-    V1EventSource,
-    V1ObjectMeta,
-    V1ObjectReference,
-)
+from kubernetes.aio.client import ApiClient
 
 from tagpin import workload
 from tagpin.cluster.api import asking
+from tagpin.cluster.objects import EVENTS, Object, Objects
 from tagpin.errors import ClusterError
 from tagpin.verdict import Admission, Verdict
 
@@ -66,10 +60,10 @@ class EventRecorder:
         observe: Callable[[Fate], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._core = CoreV1Api(client)
+        self._objects = Objects(client)
         self._instance = instance
         self._observe = observe
-        self._waiting: asyncio.Queue[tuple[str, CoreV1Event]] = asyncio.Queue(MAX_WAITING)
+        self._waiting: asyncio.Queue[tuple[str, Object]] = asyncio.Queue(MAX_WAITING)
         self._written: TTLCache[tuple[str, ...], bool] = TTLCache(MAX_QUIET, QUIET, timer=clock)
         self._spent: TTLCache[str, int] = TTLCache(MAX_QUIET, QUIET, timer=clock)
 
@@ -85,10 +79,10 @@ class EventRecorder:
         for fact in verdict.facts:
             self._queue(self._event(_pod(admission), "Normal", PINNED, fact))
 
-    def _queue(self, event: CoreV1Event) -> None:
-        involved = event.involved_object
-        namespace = str(involved.namespace)
-        key = (namespace, str(involved.kind), str(involved.name), str(event.message))
+    def _queue(self, event: Object) -> None:
+        involved = event["involvedObject"]
+        namespace = involved["namespace"]
+        key = (namespace, involved["kind"], involved["name"], event["message"])
         spent = self._spent.get(namespace, 0)
         if key in self._written:
             return
@@ -109,56 +103,52 @@ class EventRecorder:
             namespace, event = await self._waiting.get()
             try:
                 async with asking(f"write an Event in {namespace}"):
-                    await self._core.create_namespaced_event(namespace, event)
+                    await self._objects.create(EVENTS, namespace, event)
             except ClusterError as error:
                 self._observe(Fate.GONE if _is_going_away(error) else Fate.FAILED)
                 log.debug("an Event is lost", extra={"error": str(error)})
             else:
                 self._observe(Fate.WRITTEN)
 
-    def _event(self, involved: V1ObjectReference, kind: str, reason: str, note: str) -> CoreV1Event:
-        now = datetime.now(UTC)
+    def _event(self, involved: dict[str, str], kind: str, reason: str, note: str) -> Object:
+        # Whole seconds, as the API has them (apimachinery: meta/v1.Time).
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         message = note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…"
-        return CoreV1Event(
-            metadata=V1ObjectMeta(generate_name="tagpin-", namespace=involved.namespace),
-            involved_object=involved,
-            type=kind,
-            reason=reason,
-            message=message,
-            first_timestamp=now,
-            last_timestamp=now,
-            count=1,
-            source=V1EventSource(component="tagpin", host=self._instance),
-            reporting_component="tagpin.dev/webhook",
-            reporting_instance=self._instance,
-        )
+        return {
+            "metadata": {"generateName": "tagpin-", "namespace": involved["namespace"]},
+            "involvedObject": involved,
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": "tagpin", "host": self._instance},
+            "reportingComponent": "tagpin.dev/webhook",
+            "reportingInstance": self._instance,
+        }
 
 
 def _is_going_away(error: ClusterError) -> bool:
     return error.status == HTTPStatus.NOT_FOUND or _TERMINATING in error.causes
 
 
-def _workload(admission: Admission, verdict: Verdict) -> V1ObjectReference:
+def _workload(admission: Admission, verdict: Verdict) -> dict[str, str]:
     """What people look at: the Deployment, else the pod's controller, else the pod itself."""
     revision = verdict.standing.revision
     owner = revision.workload if revision else workload.controller(admission.pod)
     if owner is None:
         return _pod(admission)
-    return V1ObjectReference(
-        api_version=owner.api_version,
-        kind=owner.kind,
-        name=owner.name,
-        uid=owner.uid,
-        namespace=admission.namespace,
-    )
+    return {**owner.to_reference(), "namespace": admission.namespace}
 
 
-def _pod(admission: Admission) -> V1ObjectReference:
+def _pod(admission: Admission) -> dict[str, str]:
     """The pod, which has no uid before it is created."""
-    return V1ObjectReference(
-        api_version="v1",
-        kind="Pod",
-        name=workload.display_name(admission.pod),
-        uid=workload.uid(admission.pod),
-        namespace=admission.namespace,
-    )
+    reference = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "name": workload.display_name(admission.pod),
+        "namespace": admission.namespace,
+    }
+    uid = workload.uid(admission.pod)
+    return {**reference, "uid": uid} if uid else reference

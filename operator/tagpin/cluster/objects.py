@@ -192,7 +192,11 @@ def _parsed(response: aiohttp.ClientResponse, body: bytes | bytearray) -> Object
     if not 200 <= response.status <= 299:  # noqa: PLR2004 - RFC 9110: 15.3
         text = body.decode(errors="replace")
         raise ApiException(status=response.status, reason=response.reason, body=text)
-    return _json_object(orjson.loads(body))
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ValueError("no object") from error  # of a proxy, for example
+    return _json_object(answer)
 
 
 def _json_object(answer: Any) -> Object:

@@ -5,13 +5,12 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any
 
-from kubernetes.aio.client import ApiClient, CustomObjectsApi, V1DeleteOptions, V1Preconditions
+from kubernetes.aio.client import ApiClient
 
 from tagpin.cluster.api import asking
+from tagpin.cluster.objects import IMAGE_PINS, Collection, Objects
 from tagpin.errors import ClusterError
-from tagpin.imagepin import GROUP, PLURAL, VERSION
 from tagpin.retention import YOUNG, Record, superfluous
 
 PAGE = 100
@@ -55,7 +54,7 @@ class Pruner:
             failed: told of each round that could not be completed.
             clock: tells the time, in UTC.
         """
-        self._objects = CustomObjectsApi(client)
+        self._objects = Objects(client)
         self._keep = keep
         self._interval = interval
         self._page = page
@@ -120,21 +119,20 @@ class Pruner:
 
     async def _listed(self) -> list[Record]:
         records: list[Record] = []
-        count, place = 0, None
-        while place != "":
+        count, query = 0, dict[str, str | int](limit=self._page)
+        while True:
             async with asking("list ImagePins"):
-                answer = await self._objects.list_cluster_custom_object(
-                    GROUP, VERSION, PLURAL, limit=self._page, _continue=place
-                )
-                items, place = _page(answer)
-            count += len(items)
-            for item in items:
+                page = await self._objects.list(IMAGE_PINS, None, query)
+            count += len(page.items)
+            for item in page.items:
                 try:
                     records.append(Record.from_object(item))
                 except ValueError as error:
                     log.debug("an ImagePin is kept, since it cannot be read: %s", error)
-        self._seen(count)
-        return records
+            if not page.following:
+                self._seen(count)
+                return records
+            query["continue"] = page.following
 
     async def _is_in_use(self, record: Record) -> bool:
         """Whether the record's revision can still make pods. Raises ClusterError."""
@@ -144,10 +142,8 @@ class Pruner:
         name, namespace = record.revision, record.namespace
         try:
             async with asking(f"read {plural} {namespace}/{name}"):
-                found: Any = await self._objects.get_namespaced_custom_object(
-                    group, version, namespace, plural, name
-                )
-                return record.is_stood_for_by(found if isinstance(found, dict) else {})
+                found = await self._objects.get(Collection(group, version, plural), namespace, name)
+                return record.is_stood_for_by(found)
         except ClusterError as error:
             if error.is_absence_of(name):
                 return False
@@ -156,13 +152,10 @@ class Pruner:
     async def _delete(self, record: Record) -> bool:
         """Delete the record as it was listed, and say whether it was still that one."""
         told = f"{record.namespace}/{record.name}"
-        same = V1Preconditions(uid=record.uid, resource_version=record.version)
+        where = (IMAGE_PINS, record.namespace, record.name)
         try:
             async with asking(f"delete ImagePin {told}"):
-                await self._objects.delete_namespaced_custom_object(
-                    *(GROUP, VERSION, record.namespace, PLURAL, record.name),
-                    body=V1DeleteOptions(preconditions=same),
-                )
+                await self._objects.delete(*where, uid=record.uid, version=record.version)
         except ClusterError as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 return False
@@ -170,11 +163,3 @@ class Pruner:
         self._pruned()
         log.debug("pruned ImagePin %s", told, extra={"revision": record.revision})
         return True
-
-
-def _page(answer: Any) -> tuple[list[Any], str]:
-    """The items of an answer, and where the list goes on; raises ValueError for what is no list."""
-    try:
-        return list(answer["items"]), answer["metadata"].get("continue") or ""
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError("no list") from error

@@ -112,6 +112,8 @@ class FakeSecrets:
     def __init__(self) -> None:
         self.secrets: dict[str, dict[str, Any]] = {}
         self.accounts: dict[str, list[str]] = {}
+        self.account_fields: dict[str, dict[str, Any]] = {}
+        """The same, as they are answered."""
         self.asked: list[str] = []
         self.client: ApiClient
 
@@ -132,6 +134,7 @@ class FakeSecrets:
         if plural == "serviceaccounts":
             names = self.accounts.get(f"{namespace}/{name}")
             found = None if names is None else {"imagePullSecrets": [{"name": n} for n in names]}
+            found = self.account_fields.get(f"{namespace}/{name}", found)
         else:
             found = self.secrets.get(f"{namespace}/{name}")
         if found is None:
@@ -270,3 +273,64 @@ async def test_secrets_are_read_by_name_and_held_for_seconds(api: FakeSecrets) -
     assert held.keychain.candidates(IMAGE) == named("ann")
     assert anew.keychain.candidates(IMAGE) == named("bob")
     assert api.asked == ["GET secrets shop/regcred"] * 2
+
+
+BAD_SECRETS: dict[str, dict[str, Any]] = {
+    "data of text": {"data": "s3cret"},
+    "a number in the data": {"data": {".dockerconfigjson": 7}},
+    "data without a value": {"data": {".dockerconfigjson": None}},
+    "a type that is none": {"type": ["s3cret"], "data": {}},
+}
+
+
+@pytest.mark.parametrize("fields", BAD_SECRETS.values(), ids=BAD_SECRETS)
+async def test_an_answer_that_is_no_secret_is_named_and_costs_no_other(
+    fields: dict[str, Any], api: FakeSecrets
+) -> None:
+    api.secrets["shop/bad"] = fields
+    api.store("shop/good", "ann")
+
+    access = await ClusterPullSecrets(api.client).read("shop", ["bad", "good"], "default")
+
+    assert access.keychain.candidates(IMAGE) == named("ann")
+    assert access.remarks == ("cannot read pull secret bad: no Secret",)
+
+
+@pytest.mark.parametrize("fields", [{}, {"data": None, "type": None}])
+async def test_a_secret_without_data_holds_nothing(
+    fields: dict[str, Any], api: FakeSecrets
+) -> None:
+    api.secrets["shop/empty"] = fields
+
+    access = await ClusterPullSecrets(api.client).read("shop", ["empty"], "default")
+
+    assert access.remarks == ("pull secret empty holds no docker config",)
+
+
+async def test_data_beyond_ascii_is_no_base64(api: FakeSecrets) -> None:
+    api.store_data("shop/odd", "é")
+
+    access = await ClusterPullSecrets(api.client).read("shop", ["odd"], "default")
+
+    (remark,) = access.remarks
+    assert remark.startswith("pull secret odd is of no use")
+
+
+@pytest.mark.parametrize("secrets", [7, "text", [None], [7], [{"name": 7}], [["a"]]])
+async def test_an_answer_that_is_no_service_account_is_named(
+    secrets: Any, api: FakeSecrets
+) -> None:
+    api.account_fields["shop/default"] = {"imagePullSecrets": secrets}
+
+    access = await ClusterPullSecrets(api.client).read("shop", [], "default")
+
+    assert access.remarks == ("cannot read ServiceAccount default: no ServiceAccount",)
+
+
+@pytest.mark.parametrize("secrets", [None, [], [{}], [{"name": ""}], [{"name": None}]])
+async def test_a_service_account_may_name_no_secret(secrets: Any, api: FakeSecrets) -> None:
+    api.account_fields["shop/default"] = {"imagePullSecrets": secrets}
+
+    access = await ClusterPullSecrets(api.client).read("shop", [], "default")
+
+    assert (access.keychain.entries, access.remarks) == ((), ())

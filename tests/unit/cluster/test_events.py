@@ -1,7 +1,9 @@
 """What an Event says, and on whom, as an API server receives it."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -145,3 +147,24 @@ async def test_a_workload_whose_pods_cannot_be_recorded_is_told_once(api: Api) -
 
     assert (await api.next())["reason"] == "ImageNotRecorded"
     assert (await api.next())["message"] == "the second that is told"
+
+
+async def test_an_event_tells_its_time_in_whole_seconds_as_the_api_does(api: Api) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+
+    api.record(Verdict(Result.UNPINNED, notices=("app:1 does not exist",)))
+
+    event = await api.next()
+    assert event["firstTimestamp"] == event["lastTimestamp"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event["firstTimestamp"])
+    assert before <= datetime.fromisoformat(event["firstTimestamp"]) <= datetime.now(UTC)
+
+
+async def test_an_event_says_who_tells_it(api: Api) -> None:
+    api.record(Verdict(Result.UNPINNED, notices=("app:1 does not exist",)))
+
+    event = await api.next()
+    assert event["metadata"] == {"generateName": "tagpin-", "namespace": "shop"}
+    assert event["source"] == {"component": "tagpin", "host": "tagpin-test"}
+    assert event["reportingComponent"] == "tagpin.dev/webhook"
+    assert (event["reportingInstance"], event["count"]) == ("tagpin-test", 1)
