@@ -22,9 +22,6 @@ from tagpin import __version__
 from tagpin.cluster.calls import Observer, told_to
 from tagpin.errors import ClusterError, ConfigurationError
 
-MERGE = "application/strategic-merge-patch+json"
-"""For `_content_type` of a patch: lists merge by their key, where the kind declares one."""
-
 TLS_GOODBYE = 0.25
 """Seconds that cut-off connections get to close."""
 
@@ -114,8 +111,9 @@ async def watch(
     """Follow a list until the server, asked for so many seconds, ends it.
 
     A server that has not done so `grace` seconds later counts as silent, which is an error.
-    `open_list` is a `list_…_without_preload_content` of the client, `selection` its arguments.
-    Raises ClusterError, with status 410 where the events since `resource_version` are gone.
+    `open_list` is `Objects.open_watch` of a collection, or a method of the client's own that does
+    the same (`list_…_without_preload_content`), `selection` its arguments. Raises ClusterError,
+    with status 410 where the events since `resource_version` are gone.
     Iterate within `contextlib.aclosing`, which ends the connection.
 
     The client's own `Watch` is not used: it builds a client with a TLS context each time, hides

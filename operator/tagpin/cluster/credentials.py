@@ -12,7 +12,7 @@ from kubernetes.aio.client import ApiClient
 from tagpin import workload
 from tagpin.cache import Cache
 from tagpin.cluster.api import asking
-from tagpin.cluster.objects import SECRETS, SERVICE_ACCOUNTS, Object, Objects
+from tagpin.cluster.objects import SECRETS, SERVICE_ACCOUNTS, Object, Objects, text
 from tagpin.errors import ClusterError
 from tagpin.keychain import MAX_REMARKS, Credential, InvalidDockerConfig, Keychain
 from tagpin.pinning import Access
@@ -127,7 +127,7 @@ def _names_in(account: Object) -> tuple[str, ...]:
     """The pull secrets of a ServiceAccount. Raises ValueError."""
     try:
         names = [reference.get("name") for reference in account.get("imagePullSecrets") or ()]
-        return tuple(_text(name) for name in names if name)
+        return tuple(text(name) for name in names if name)
     except (TypeError, AttributeError) as error:
         raise ValueError("no ServiceAccount") from error
 
@@ -136,15 +136,9 @@ def _content(secret: Object) -> tuple[str, dict[str, str]]:
     """The type and the data of a Secret, as base64. Raises ValueError."""
     try:
         data = (secret.get("data") or {}).items()
-        return _text(secret.get("type") or ""), {key: _text(value) for key, value in data}
+        return text(secret.get("type") or ""), {key: text(value) for key, value in data}
     except (TypeError, AttributeError) as error:
         raise ValueError("no Secret") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("no text")
-    return value
 
 
 def parse_secret(name: str, kind: str, data: Mapping[str, str]) -> Access:

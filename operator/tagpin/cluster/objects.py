@@ -73,7 +73,7 @@ class Objects:
         max_bytes: int | None = None,
     ) -> Page:
         """Read objects, or a page of them; of more than `max_bytes` no further than that."""
-        async with await self.open_list(collection, namespace, query) as response:
+        async with await self._open("GET", _path(collection, namespace), query) as response:
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
@@ -85,18 +85,32 @@ class Objects:
             raise ValueError("no list")  # noqa: TRY004 all bad answers are one error
         return Page([_json_object(item) for item in items], str(metadata.get("continue") or ""))
 
-    async def open_list(
+    async def open_watch(
         self,
         collection: Collection,
         namespace: str | None,
-        query: Mapping[str, str | int],
-        seconds: float | None = None,
+        *,
+        watch: bool = True,
+        timeout_seconds: int,
+        _request_timeout: float,
+        field_selector: str,
+        resource_version: str = "",
     ) -> aiohttp.ClientResponse:
-        """Ask for a list or a watch, whose answer is not read yet, and may be a refusal.
+        """Ask for a watch (`tagpin.cluster.api.watch`), whose answer may be a refusal.
 
-        `seconds` bounds how long it may be read.
+        The server is asked to end it after `timeout_seconds`; nothing is read from it for longer
+        than `_request_timeout` seconds.
         """
-        return await self._open("GET", _path(collection, namespace), query, seconds=seconds)
+        query: dict[str, str | int] = {
+            "watch": str(watch).lower(),
+            "timeoutSeconds": timeout_seconds,
+            "fieldSelector": field_selector,
+        }
+        if resource_version:
+            query["resourceVersion"] = resource_version
+        return await self._open(
+            "GET", _path(collection, namespace), query, seconds=_request_timeout
+        )
 
     async def create(self, collection: Collection, namespace: str | None, made: Object) -> Object:
         """Create an object, and return it as it was stored."""
@@ -203,3 +217,10 @@ def _json_object(answer: Any) -> Object:
     if not isinstance(answer, dict):
         raise ValueError("no object")  # noqa: TRY004 all bad answers are one error
     return answer
+
+
+def text(value: Any) -> str:
+    """A field that must be text. Raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value

@@ -15,24 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import logging
 import random
 import ssl
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import Self
 
 from cryptography import x509
-from kubernetes.aio.client import (
-    AdmissionregistrationV1Api,
-    ApiClient,
-    CoreV1Api,
-    V1MutatingWebhookConfiguration,
-    V1Secret,
-)
+from kubernetes.aio.client import ApiClient
 
 from tagpin.certificates import (
     CA_CERTIFICATE,
@@ -44,9 +40,17 @@ from tagpin.certificates import (
     renewed,
     to_pem,
 )
-from tagpin.cluster.api import MERGE, Event, asking, watch
+from tagpin.cluster.api import Event, asking, watch
 from tagpin.cluster.clients import Clients
 from tagpin.cluster.context import LiveContext
+from tagpin.cluster.objects import (
+    MERGE,
+    MUTATING_WEBHOOK_CONFIGURATIONS,
+    SECRETS,
+    Object,
+    Objects,
+    text,
+)
 from tagpin.errors import ClusterError, ConfigurationError
 
 ATTEMPTS = 5
@@ -65,6 +69,56 @@ INJECTED = ("cert-manager.io/inject-ca-from", "cert-manager.io/inject-ca-from-se
 log = logging.getLogger(__name__)
 
 Authorities = frozenset[x509.Certificate]
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    """What concerns us of a Secret."""
+
+    version: str
+    is_kept: bool
+    """Whether cert-manager fills it."""
+    data: Mapping[str, bytes]
+
+    @classmethod
+    def from_object(cls, found: Object) -> Self:
+        """Read a Secret of the API; raises ValueError where it is none."""
+        try:
+            metadata, data = found["metadata"], found.get("data") or {}
+            return cls(
+                text(metadata["resourceVersion"]),
+                not (metadata.get("annotations") or {}).keys().isdisjoint({CERTIFICATE_NAME}),
+                {key: base64.b64decode(text(value)) for key, value in data.items()},
+            )
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError("no Secret") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Configuration:
+    """What concerns us of a MutatingWebhookConfiguration."""
+
+    version: str
+    is_injected: bool
+    """Whether cert-manager writes the caBundles."""
+    bundles: Mapping[str, Authorities]
+    """The caBundle of each webhook, by its name."""
+
+    @classmethod
+    def from_object(cls, found: Object) -> Self:
+        """Read a configuration of the API; raises ValueError where it is none."""
+        try:
+            metadata = found["metadata"]
+            return cls(
+                text(metadata["resourceVersion"]),
+                not (metadata.get("annotations") or {}).keys().isdisjoint(INJECTED),
+                {
+                    text(webhook["name"]): _authorities(webhook["clientConfig"].get("caBundle"))
+                    for webhook in found.get("webhooks") or ()
+                },
+            )
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError("no webhook configuration") from error
 
 
 class CertificateKeeper:
@@ -104,8 +158,7 @@ class CertificateKeeper:
             clients: who may call; without, everybody.
             clock: tells the time, in UTC.
         """
-        self._core = CoreV1Api(client)
-        self._admission = AdmissionregistrationV1Api(client)
+        self._objects = Objects(client)
         self._names = tuple(names)
         self._directory = directory
         self._namespace = namespace
@@ -213,13 +266,13 @@ class CertificateKeeper:
                     # Should someone else insist on another caBundle, this is the pace.
                     await asyncio.sleep(min(1.0, self._api_interval))
 
-    def _events(self, since: V1MutatingWebhookConfiguration | None) -> AsyncGenerator[Event, None]:
+    def _events(self, since: _Configuration | None) -> AsyncGenerator[Event, None]:
         selection = {"field_selector": f"metadata.name={self._configuration}"}
         if since is not None:
-            selection["resource_version"] = _version(since)
+            selection["resource_version"] = since.version
         return watch(
             f"watch MutatingWebhookConfiguration {self._configuration}",
-            self._admission.list_mutating_webhook_configuration_without_preload_content,
+            partial(self._objects.open_watch, MUTATING_WEBHOOK_CONFIGURATIONS, None),
             selection,
         )
 
@@ -252,33 +305,35 @@ class CertificateKeeper:
         name = f"Secret {self._namespace}/{self._secret}"
         try:
             async with asking(f"read {name}"):
-                secret = await self._core.read_namespaced_secret(self._secret, self._namespace)
+                found = await self._objects.get(SECRETS, self._namespace, self._secret)
+                secret = _Secret.from_object(found)
         except ClusterError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 remedy = f"{REMEDY}; if cert-manager makes it, see its Certificates there"
                 raise ClusterError(f"{name} does not exist: {remedy}", error.status) from error
             raise
-        data = {key: base64.b64decode(value) for key, value in (secret.data or {}).items()}
-        is_kept = CERTIFICATE_NAME in _annotations(secret)
-        renewal = None if is_kept else renewed(data, self._names, self._clock(), self._settled())
+        renewal = None
+        if not secret.is_kept:
+            renewal = renewed(secret.data, self._names, self._clock(), self._settled())
         if renewal is None:
-            self._take(data, name)
+            self._take(secret.data, name)
             return
         try:
             async with asking(f"write {name}"):
-                await self._core.patch_namespaced_secret(
-                    self._secret,
+                await self._objects.patch(
+                    SECRETS,
                     self._namespace,
+                    self._secret,
                     {
-                        "metadata": {"resourceVersion": _version(secret)},
+                        "metadata": {"resourceVersion": secret.version},
                         "data": {key: _base64(value) for key, value in renewal.data.items()},
                     },
+                    content_type=MERGE,
                     field_manager=FIELD_MANAGER,
-                    _content_type=MERGE,
                 )
         except ClusterError as error:
             if error.status != HTTPStatus.CONFLICT:
-                self._take(data, name)  # due, but better than nothing
+                self._take(secret.data, name)  # due, but better than nothing
             raise
         log.info("wrote %s, because %s", name, " and ".join(renewal.reasons))
         self._take(renewal.data, name)
@@ -370,29 +425,33 @@ class CertificateKeeper:
             return
         name = f"MutatingWebhookConfiguration {self._configuration}"
         async with asking(f"write the caBundle of {name}"):
-            configuration = await self._admission.patch_mutating_webhook_configuration(
+            written = await self._objects.patch(
+                MUTATING_WEBHOOK_CONFIGURATIONS,
+                None,
                 self._configuration,
                 {
                     # Without it, an entry removed meanwhile would be added, incomplete.
-                    "metadata": {"resourceVersion": _version(configuration)},
+                    "metadata": {"resourceVersion": configuration.version},
                     "webhooks": [
                         {"name": each, "clientConfig": {"caBundle": _base64(to_pem(bundle))}}
                         for each, bundle in differing.items()
                     ],
                 },
+                content_type=MERGE,
                 field_manager=FIELD_MANAGER,
-                _content_type=MERGE,
             )
+            configuration = _Configuration.from_object(written)
         self._differing(configuration)
         log.info("wrote the caBundle of %s: %s", name, ", ".join(differing))
 
-    async def _read_configuration(self) -> V1MutatingWebhookConfiguration | None:
+    async def _read_configuration(self) -> _Configuration | None:
         """The configuration, or None where it does not exist; raises ClusterError."""
         try:
             async with asking(f"read MutatingWebhookConfiguration {self._configuration}"):
-                return await self._admission.read_mutating_webhook_configuration(
-                    self._configuration
+                found = await self._objects.get(
+                    MUTATING_WEBHOOK_CONFIGURATIONS, None, self._configuration
                 )
+                return _Configuration.from_object(found)
         except ClusterError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
@@ -406,11 +465,11 @@ class CertificateKeeper:
             f"MutatingWebhookConfiguration {self._configuration} does not exist: {REMEDY}",
         )
 
-    def _is_amiss(self, configuration: V1MutatingWebhookConfiguration) -> bool:
+    def _is_amiss(self, configuration: _Configuration) -> bool:
         """Whether there is anything to write into it, or a Secret to read that it knows already."""
         return bool(self._differing(configuration)) or not self.is_trusted
 
-    def _differing(self, configuration: V1MutatingWebhookConfiguration) -> dict[str, Authorities]:
+    def _differing(self, configuration: _Configuration) -> dict[str, Authorities]:
         """Take note of the caBundles; webhook name → caBundle, for those that must change.
 
         A CA that we don't need is left in for a while: another replica, which has not seen the
@@ -418,16 +477,13 @@ class CertificateKeeper:
         """
         self._problems.solved("configuration")
         now = self._clock()
-        bundles = {
-            webhook.name: _authorities(webhook.client_config.ca_bundle)
-            for webhook in configuration.webhooks or []
-        }
+        bundles = configuration.bundles
         anywhere = frozenset[x509.Certificate]().union(*bundles.values())
         everywhere = anywhere.intersection(*bundles.values())
         self._published = {ca: self._published.get(ca, now) for ca in everywhere}
 
         required = self._required()
-        if not required or not _annotations(configuration).keys().isdisjoint(INJECTED):
+        if not required or configuration.is_injected:
             return {}
         superfluous = anywhere - required
         self._superfluous = {ca: self._superfluous.get(ca, now) for ca in superfluous}
@@ -491,11 +547,11 @@ def _issued(material: Material) -> datetime:
     return material.serving.certificate.not_valid_before_utc
 
 
-def _authorities(ca_bundle: str | bytes | None) -> Authorities:
+def _authorities(ca_bundle: str | None) -> Authorities:
     """The CAs of a caBundle as the API tells it; none if it is malformed."""
     try:
         return frozenset(parse_certificates(base64.b64decode(ca_bundle or "")))
-    except (binascii.Error, ConfigurationError):
+    except (ValueError, ConfigurationError):
         return frozenset()
 
 
@@ -503,17 +559,8 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _annotations(resource: V1Secret | V1MutatingWebhookConfiguration) -> Mapping[str, str]:
-    return (resource.metadata and resource.metadata.annotations) or {}
-
-
-def _version(resource: V1Secret | V1MutatingWebhookConfiguration) -> str:
-    version = resource.metadata.resource_version if resource.metadata else None
-    return version or ""
-
-
-def _parsed(event: Event) -> V1MutatingWebhookConfiguration:
+def _parsed(event: Event) -> _Configuration:
     try:
-        return V1MutatingWebhookConfiguration.model_validate(event.object)
+        return _Configuration.from_object(event.object)
     except ValueError as error:
         raise ClusterError(f"a watch told of no MutatingWebhookConfiguration: {error}") from error

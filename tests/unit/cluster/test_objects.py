@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from yarl import URL
 
 from tagpin.certificates import issue_ca, to_pem
-from tagpin.cluster.api import asking
+from tagpin.cluster.api import asking, watch
 from tagpin.cluster.objects import (
     EVENTS,
     IMAGE_PINS,
@@ -201,10 +202,28 @@ class TestLists:
     async def test_a_selection_is_quoted(self, api: Api) -> None:
         api.text = '{"items": []}'
 
-        await api.objects.list(PODS, "shop", {"labelSelector": "a=b&c=d,e in (f+g)", "limit": 5})
+        await api.objects.list(
+            PODS,
+            "shop",
+            {"labelSelector": "a=b&c=d,e in (f+g)", "limit": 5, "continue": "é/="},
+        )
 
-        query = "?labelSelector=a%3Db%26c%3Dd%2Ce%20in%20%28f%2Bg%29&limit=5"
+        query = "?labelSelector=a%3Db%26c%3Dd%2Ce%20in%20%28f%2Bg%29&limit=5&continue=%C3%A9/%3D"
         assert URL(api.asked[0][1]) == URL(f"{CORE}/pods{query}")
+
+    @pytest.mark.parametrize(
+        ("since", "query"),
+        [({}, ""), ({"resource_version": "7"}, "&resourceVersion=7")],
+    )
+    async def test_a_list_can_be_watched(self, api: Api, since: dict[str, str], query: str) -> None:
+        api.text = '{"type": "ADDED", "object": {"a": 1}}\n'
+        opening = partial(api.objects.open_watch, MUTATING_WEBHOOK_CONFIGURATIONS, None)
+
+        followed = watch("watch it", opening, {"field_selector": "a=b", **since}, seconds=9)
+
+        assert [event async for event in followed] == [("ADDED", {"a": 1})]
+        asked = f"{CONFIGURATIONS}?watch=true&timeoutSeconds=9&fieldSelector=a%3Db{query}"
+        assert URL(api.asked[0][1]) == URL(asked)
 
     async def test_items_and_where_they_go_on_are_told(self, api: Api) -> None:
         api.text = '{"items": [{"a": 1}, {}], "metadata": {"continue": "there"}}'

@@ -1,15 +1,18 @@
 """Serving from the mounted Secret while the API server is away, over real sockets."""
 
 import asyncio
+import base64
 import contextlib
+import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -23,6 +26,7 @@ from tagpin.certificates import (
     Pair,
     issue_ca,
     issue_serving,
+    parse_certificates,
     to_pem,
 )
 from tagpin.cluster.api import disconnect
@@ -32,6 +36,7 @@ from tagpin.cluster.tls import CertificateKeeper, read_volume
 NOW = datetime.now(UTC).replace(microsecond=0)
 NAME = "tagpin.tagpin-system.svc"
 NAMES = (NAME, "127.0.0.1")
+VERSION = {"resourceVersion": "1"}
 CA = issue_ca(NOW - timedelta(days=100))
 
 
@@ -265,6 +270,161 @@ class TestWithoutApi:
         async with running(away, tmp_path):
             await until(lambda: any("private key" in each for each in errors(caplog)))
         assert pair.key_pem.splitlines()[1].decode() not in caplog.text
+
+
+class Api:
+    """An API server with tagpin's Secret and configuration, as a test makes them."""
+
+    def __init__(self) -> None:
+        self.secret: Any = {"metadata": VERSION}
+        self.configuration: Any = {"metadata": VERSION, "webhooks": [hook("a")]}
+        self.patches: list[Any] = []
+        self.events: list[Any] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch"):
+            lines = "".join(json.dumps(event) + "\n" for event in self.events)
+            return web.Response(text=lines)
+        if request.method == "PATCH":
+            self.patches.append(await request.json())
+        is_secret = request.path == "/api/v1/namespaces/tagpin-system/secrets/tagpin-tls"
+        return web.json_response(self.secret if is_secret else self.configuration)
+
+
+def hook(name: str, **config: Any) -> dict[str, Any]:
+    return {"name": name, "clientConfig": config}
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[tuple[Api, ApiClient]]:
+    api, app = Api(), web.Application()
+    app.router.add_route("*", "/{path:.*}", api.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    client = ApiClient(Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}"))
+    yield api, client
+    await client.close()
+    await runner.cleanup()
+
+
+class TestAnswers:
+    """What an API server may say, and anything that may answer in its place."""
+
+    @pytest.mark.parametrize(
+        ("secret", "told"),
+        [
+            ([], "no object"),
+            ({}, "no Secret"),
+            ({"metadata": None}, "no Secret"),
+            ({"metadata": {}}, "no Secret"),
+            ({"metadata": {"resourceVersion": 7}}, "no Secret"),
+            ({"metadata": VERSION | {"annotations": "text"}}, "no Secret"),
+            ({"metadata": VERSION, "data": "text"}, "no Secret"),
+            ({"metadata": VERSION, "data": {CERTIFICATE: None}}, "no Secret"),
+            ({"metadata": VERSION, "data": {CERTIFICATE: "ab"}}, "Incorrect padding"),
+            ({"metadata": VERSION, "data": {CERTIFICATE: "é"}}, "ASCII"),
+        ],
+    )
+    async def test_what_is_no_secret_is_told_and_never_written(
+        self,
+        api: tuple[Api, ApiClient],
+        secret: Any,
+        told: str,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        server, client = api
+        server.secret = secret
+        async with running(client, tmp_path):
+            await until(lambda: bool(errors(caplog)))
+            await asyncio.sleep(0.1)
+
+        assert {each.partition(": ")[0] for each in errors(caplog)} == {
+            "cannot read Secret tagpin-system/tagpin-tls"
+        }
+        assert told in errors(caplog)[0]
+        assert server.patches == []
+
+    @pytest.mark.parametrize(
+        "configuration",
+        [
+            {},
+            {"metadata": None},
+            {"metadata": {}},
+            {"metadata": VERSION | {"annotations": ["a"]}},
+            {"metadata": VERSION, "webhooks": 7},
+            {"metadata": VERSION, "webhooks": [None]},
+            {"metadata": VERSION, "webhooks": [{}]},
+            {"metadata": VERSION, "webhooks": [{"name": "a"}]},
+            {"metadata": VERSION, "webhooks": [{"name": 7, "clientConfig": {}}]},
+            {"metadata": VERSION, "webhooks": [{"name": "a", "clientConfig": None}]},
+            {"metadata": VERSION, "webhooks": [hook("a", caBundle=7)]},
+        ],
+    )
+    async def test_what_is_no_configuration_is_told_and_never_written(
+        self,
+        api: tuple[Api, ApiClient],
+        configuration: Any,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        server, client = api
+        server.configuration = configuration
+        async with running(client, tmp_path) as keeper:
+            await asyncio.wait_for(keeper.ready.wait(), 5)
+            await until(lambda: bool(errors(caplog)))
+
+        assert set(errors(caplog)) == {
+            "cannot read MutatingWebhookConfiguration tagpin: no webhook configuration"
+        }
+        assert not any("webhooks" in patch for patch in server.patches)
+
+    async def test_a_watch_that_tells_of_something_else_is_told(
+        self, api: tuple[Api, ApiClient], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server, client = api
+        server.events = [{"type": "MODIFIED", "object": 7}]
+        async with running(client, tmp_path):
+            await until(lambda: bool(errors(caplog)))
+
+        assert set(errors(caplog)) == {
+            "a watch told of no MutatingWebhookConfiguration: no webhook configuration"
+        }
+
+    @pytest.mark.parametrize("bundle", [None, "", "no base64!", "é", "bm8gUEVN"])
+    async def test_what_says_null_holds_nothing_and_is_filled(
+        self,
+        api: tuple[Api, ApiClient],
+        bundle: str | None,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        server, client = api
+        null = {"metadata": VERSION | {"annotations": None}}
+        server.secret = null | {"data": None}
+        server.configuration = null | {"webhooks": [hook("a", caBundle=bundle)]}
+        async with running(client, tmp_path):
+            await until(lambda: any("webhooks" in patch for patch in server.patches))
+
+        assert errors(caplog) == []
+        assert {patch["metadata"]["resourceVersion"] for patch in server.patches} == {"1"}
+        written = next(patch for patch in server.patches if "webhooks" in patch)
+        ((name, config),) = [each.values() for each in written["webhooks"]]
+        assert name == "a"
+        assert parse_certificates(base64.b64decode(config["caBundle"]))
+
+    async def test_a_configuration_without_webhooks_wants_nothing(
+        self, api: tuple[Api, ApiClient], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server, client = api
+        server.configuration = {"metadata": VERSION, "webhooks": None}
+        async with running(client, tmp_path) as keeper:
+            await asyncio.wait_for(keeper.ready.wait(), 5)
+            await asyncio.sleep(0.1)
+
+        assert errors(caplog) == []
+        assert not any("webhooks" in patch for patch in server.patches)
 
 
 class TestLiveContext:
