@@ -22,6 +22,7 @@ class Away:
         self.registry = registry
         self.round_trip = 0.0
         self._server: asyncio.Server
+        self._clients: set[_End] = set()
 
     @property
     def host(self) -> str:
@@ -37,6 +38,11 @@ class Away:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+
+    async def drop(self) -> None:
+        """Close all connections; the next request of each client has to make one."""
+        for each in tuple(self._clients):
+            each.drop()
 
 
 class _End(asyncio.Protocol):
@@ -54,6 +60,7 @@ class _End(asyncio.Protocol):
         self._transport = transport
         loop = asyncio.get_running_loop()
         if self._other is None:  # a client's
+            self._away._clients.add(self)
             other = self._other = _End(self._away, self)
             self._last = loop.time() + 1.5 * self._away.round_trip
             connecting = loop.create_connection(lambda: other, LOOPBACK, self._away.registry.port)
@@ -76,7 +83,12 @@ class _End(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.write(data)
 
+    def drop(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._away._clients.discard(self)
         if self._other is not None and self._other._transport is not None:
             asyncio.get_running_loop().call_later(
                 self._away.round_trip, self._other._transport.close

@@ -103,7 +103,12 @@ def _container(number: int, image: str) -> Object:
 
 def create(pod: Object, digests: Digests) -> Question:
     """The CREATE of a pod, by its controller; it must get a digest for every tag."""
-    return _question(admission_review(NAMESPACE, pod, user=CONTROLLER), pod, digests)
+    return _question(admission_review(_namespace(pod), pod, user=CONTROLLER), pod, digests)
+
+
+def create_unpinned(pod: Object) -> Question:
+    """The CREATE of a pod that must be admitted with its images as they are."""
+    return _asked(admission_review(_namespace(pod), pod, user=CONTROLLER), pod, _images(pod))
 
 
 def update(pod: Object, digests: Digests) -> Question:
@@ -112,11 +117,15 @@ def update(pod: Object, digests: Digests) -> Question:
     old = json.loads(json.dumps(pod))
     for container in old["spec"]["containers"]:
         container["image"] = pinned
-    return _question(admission_review(NAMESPACE, pod, old=old, user=CONTROLLER), pod, digests)
+    review = admission_review(_namespace(pod), pod, old=old, user=CONTROLLER)
+    return _question(review, pod, digests)
 
 
 def _question(review: Object, pod: Object, digests: Digests) -> Question:
-    wanted = [pinned(each["image"], digests) for each in pod["spec"]["containers"]]
+    return _asked(review, pod, [pinned(each, digests) for each in _images(pod)])
+
+
+def _asked(review: Object, pod: Object, wanted: list[str]) -> Question:
     body = json.dumps(review, separators=(",", ":")).encode()
     return Question(body, _Check(review["request"]["uid"], pod, wanted))
 
@@ -152,4 +161,13 @@ class _Check:
         changed = self.pod
         if patch := response.get("patch"):
             changed = jsonpatch.apply_patch(self.pod, base64.b64decode(patch).decode())
-        return [each["image"] for each in changed["spec"]["containers"]]
+        return _images(changed)
+
+
+def _namespace(pod: Object) -> str:
+    name: str = pod["metadata"]["namespace"]
+    return name
+
+
+def _images(pod: Object) -> list[str]:
+    return [each["image"] for each in pod["spec"]["containers"]]
