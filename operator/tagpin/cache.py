@@ -98,11 +98,9 @@ class Cache(Generic[K, V]):
         nobody: when a caller is cancelled, even the last one, it goes on and fills the cache, so
         `load` must bring its own time limit.
         """
+        if (known := self.young(key, max_age=max_age)) is not None:
+            return known
         oldest = self._clock() - max_age
-        kept = self._values.get(key)
-        if kept is not None and kept.started >= oldest:
-            self._observe(Use.HIT)
-            return Answer(kept.value, kept.started, Use.HIT)
         error = self._errors.get(key)
         if error is not None and error.started >= oldest:
             self._observe(Use.NEGATIVE)
@@ -115,6 +113,14 @@ class Cache(Generic[K, V]):
         self._observe(use)
         await asyncio.wait([flight.task])  # unlike awaiting it, this cancels nothing
         return Answer(flight.task.result(), flight.started, use)
+
+    def young(self, key: K, *, max_age: float = math.inf) -> Answer[V] | None:
+        """What `get` would answer from a value in the cache; counts as that."""
+        kept = self._values.get(key)
+        if kept is None or kept.started < self._clock() - max_age:
+            return None
+        self._observe(Use.HIT)
+        return Answer(kept.value, kept.started, Use.HIT)
 
     def serves(self, key: K, *, max_age: float = math.inf) -> bool:
         """Whether `get` would do without a load of its own, if it were called now."""

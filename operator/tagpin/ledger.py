@@ -129,7 +129,7 @@ class Page:
     def pin(self, image: Image, ref: Reference) -> Pin | Failure | None:
         """The digest that the revision has for an image already; None where it has none."""
         if (recorded := self._recorded(image.text)) is not None:
-            return _from_ledger(recorded)
+            return recorded.taken_from(Source.LEDGER)
         if self._failure is not None:
             return _unreadable(image, self._failure)
         match tuple(self._running(image, ref)):
@@ -152,7 +152,7 @@ class Page:
             return Pin(claimed.image, claimed.digest, Source.SIBLINGS) if agreed else None
         if recorded.digest != claimed.digest:
             return None
-        return claimed if claimed == recorded else _from_ledger(recorded)
+        return claimed if claimed == recorded else recorded.taken_from(Source.LEDGER)
 
     def max_age(
         self, now: datetime, *, arrived: datetime, freshness: float, cache_ttl: float
@@ -220,7 +220,7 @@ class Page:
             return {i: _unreadable(i, error) for i, pin in new.items() if i.text == pin.image}
         self._find_faults(ours, new.values())
         return {
-            image: _from_ledger(recorded)
+            image: recorded.taken_from(Source.LEDGER)
             for image, pin in ours.items()
             if (recorded := self._recorded(pin.image))
             and recorded != pin
@@ -289,7 +289,8 @@ class Page:
         if self._entry is None or record is None:
             return
         if record.is_of(self._entry.revision):
-            if record.pins:  # or nothing found room in it, and nobody has written it
+            # Without pins, nothing found room in it, and nobody has written it.
+            if record.pins and record is not self._entry.record:
                 self._entry = replace(self._entry, record=record)
             return
         # Its name has a short hash, and whoever may write ImagePins can choose one.
@@ -314,10 +315,6 @@ class Page:
 
     def _running(self, image: Image, ref: Reference) -> frozenset[Digest]:
         return running_digests(self._siblings, image, ref)
-
-
-def _from_ledger(recorded: Pin) -> Pin:
-    return replace(recorded, source=Source.LEDGER)
 
 
 def _unreadable(image: Image, error: Unresolvable) -> Failure:

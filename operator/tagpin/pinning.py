@@ -17,7 +17,7 @@ from tagpin.pins import PINS_ANNOTATION, Failure, Pin, Source, from_annotation
 from tagpin.policy import Decision, Rules, decide, leaves_alone
 from tagpin.reference import Digest, Reference, shortened
 from tagpin.revision import Kinds
-from tagpin.slots import Slots
+from tagpin.slots import Release, Slots
 from tagpin.verdict import Admission, Late, Result, Standing, Verdict, draw
 from tagpin.workload import Image
 
@@ -152,9 +152,7 @@ class Pinner:
         if not asked:
             return draw(admission, settled)
         try:
-            # Whoever comes to their turn needs some time themselves.
-            async with asyncio.timeout(deadline.remaining(0.8)):
-                release = await self._turns.take(admission.namespace, self._per_namespace)
+            release = await self._turn(admission.namespace, deadline)
         except TimeoutError:
             return self._crowded(admission, subjects, settled, asked)
         try:
@@ -163,6 +161,14 @@ class Pinner:
             )
         finally:
             release()
+
+    async def _turn(self, namespace: str, deadline: Deadline) -> Release:
+        """Wait for the namespace's turn, if there are others; raises TimeoutError."""
+        if self._turns.is_free(namespace):
+            return await self._turns.take(namespace, self._per_namespace)
+        # Whoever comes to their turn needs some time themselves.
+        async with asyncio.timeout(deadline.remaining(0.8)):
+            return await self._turns.take(namespace, self._per_namespace)
 
     def _crowded(
         self,
@@ -200,13 +206,15 @@ class Pinner:
         page = await self._open(admission, asked, claims, deadline)
         settled |= _known(asked, claims, page)
         unsettled = {image: ref for image, ref in asked.items() if image not in settled}
-        access = Access(Keychain())
+        remarks: tuple[str, ...] = ()
+        faults: tuple[Exception, ...] = ()
         if unsettled:
             access = await self._read_pull_secrets(admission, deadline)
-        answers, faults = await self._settle_all(
-            unsettled, _Case(admission.namespace, claims, page, access, arrived, deadline)
-        )
-        settled |= answers
+            answers, faults = await self._settle_all(
+                unsettled, _Case(admission.namespace, claims, page, access, arrived, deadline)
+            )
+            settled |= answers
+            remarks = access.remarks
         if _will_run(admission, settled):
             settled |= await page.record(
                 settled,
@@ -218,8 +226,8 @@ class Pinner:
         # A record has nothing to do with digests that came with the pod, whatever it says of them.
         has_more = any(not _is_given(settled[image]) for image in asked)
         standing = page.standing if has_more else Standing()
-        verdict = draw(admission, _in_order(subjects, settled), standing, access.remarks)
-        return replace(verdict, faults=faults)
+        verdict = draw(admission, _in_order(subjects, settled), standing, remarks)
+        return replace(verdict, faults=faults) if faults else verdict
 
     def _parse(
         self,

@@ -6,6 +6,7 @@ break a pod here. (distribution/reference: regexp.go, normalize.go, reference.go
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from tagpin.errors import InvalidReference
@@ -15,6 +16,8 @@ DEFAULT_TAG = "latest"
 MAX_PATH = 255
 """Characters of a normalised path, without its domain (reference.go: NameTotalLengthMax)."""
 
+MAX_REMEMBERED = 512
+"""Characters of a text whose reference is remembered: the same ones come again and again."""
 MAX_SHOWN = 300
 """Characters of a text that a message repeats."""
 
@@ -79,26 +82,11 @@ class Reference:
     def parse(cls, text: str) -> Self:
         """Read what a pod's author wrote; raise InvalidReference, which names the text."""
         try:
-            return cls._parse(text)
+            return cls(text, *(_remembered if len(text) <= MAX_REMEMBERED else _parts)(text))
         except InvalidReference as error:
             raise InvalidReference(
                 error.kind, f"invalid image reference {_quoted(text)}: {error}"
             ) from None
-
-    @classmethod
-    def _parse(cls, text: str) -> Self:
-        if _IMAGE_ID.fullmatch(text):
-            raise InvalidReference("identifier", "64 hexadecimal digits are an image ID, no name")
-        domain, rest = _split_domain(text)
-        if re.search(r"[A-Z]", rest.partition(":")[0]):
-            raise InvalidReference("uppercase", "a repository name is written in lower case")
-        match = _REFERENCE.fullmatch(f"{domain}/{rest}")
-        if match is None:
-            raise InvalidReference("format", "expected [host/]repository[:tag][@digest]")
-        if len(match["path"]) > MAX_PATH:
-            raise InvalidReference("too_long", f"the name is longer than {MAX_PATH} characters")
-        digest = Digest.parse(match["digest"]) if match["digest"] else None
-        return cls(text, match["domain"], match["path"], match["tag"], digest)
 
     @property
     def repository(self) -> str:
@@ -112,6 +100,25 @@ class Reference:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _parts(text: str) -> tuple[str, str, str | None, Digest | None]:
+    """Domain, path, tag and digest."""
+    if _IMAGE_ID.fullmatch(text):
+        raise InvalidReference("identifier", "64 hexadecimal digits are an image ID, no name")
+    domain, rest = _split_domain(text)
+    if re.search(r"[A-Z]", rest.partition(":")[0]):
+        raise InvalidReference("uppercase", "a repository name is written in lower case")
+    match = _REFERENCE.fullmatch(f"{domain}/{rest}")
+    if match is None:
+        raise InvalidReference("format", "expected [host/]repository[:tag][@digest]")
+    if len(match["path"]) > MAX_PATH:
+        raise InvalidReference("too_long", f"the name is longer than {MAX_PATH} characters")
+    digest = Digest.parse(match["digest"]) if match["digest"] else None
+    return match["domain"], match["path"], match["tag"], digest
+
+
+_remembered = lru_cache(maxsize=1024)(_parts)
 
 
 def _split_domain(text: str) -> tuple[str, str]:

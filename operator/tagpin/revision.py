@@ -8,7 +8,7 @@ with the objects that it names.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -125,14 +125,15 @@ class Revision:
     kind: str
     name: str
     hash: str
+    record_name: str = field(init=False, repr=False, compare=False)
+    """The name of its ImagePin: readable, at most 253 characters, of no other revision."""
 
-    @property
-    def record_name(self) -> str:
-        """The name of its ImagePin: readable, at most 253 characters, of no other revision."""
+    def __post_init__(self) -> None:
         group = self.workload.api_version.rpartition("/")[0]
         identity = f"{group}\0{self.workload.kind}\0{self.workload.uid}\0{self.hash}"
         suffix = hashlib.sha256(identity.encode()).hexdigest()[:8]
-        return f"{self.name[: MAX_NAME - 1 - len(suffix)].rstrip('-.')}-{suffix}"
+        name = f"{self.name[: MAX_NAME - 1 - len(suffix)].rstrip('-.')}-{suffix}"
+        object.__setattr__(self, "record_name", name)
 
 
 def claim(pod: Pod, *, namespace: str, user: str, known: Kinds) -> Claim | None:

@@ -19,12 +19,19 @@ class Slots(Generic[K]):
         self._lanes: dict[K, asyncio.Semaphore] = {}
         self._users: Counter[K] = Counter()
 
+    def is_free(self, key: K) -> bool:
+        """Whether `take` would not wait."""
+        lane = self._lanes.get(key)
+        return lane is None or not lane.locked()
+
     async def take(self, key: K, limit: int) -> Release:
         """A slot, as soon as fewer than `limit` of the key's are taken.
 
         The limit of a key stays the same for as long as it has users.
         """
-        lane = self._lanes.setdefault(key, asyncio.Semaphore(limit))
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = asyncio.Semaphore(limit)
         self._users[key] += 1
         try:
             await lane.acquire()

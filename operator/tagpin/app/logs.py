@@ -101,6 +101,8 @@ def configure(level: str, style: str) -> None:
     handler.addFilter(Bounded())
     handler.setFormatter(JsonLines() if style == "json" else Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What no line has need not be looked up: docs.python.org/3/howto/logging.html#optimization
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # kopf logs every admission twice, and every refusal as a failure of its handler.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)

@@ -9,7 +9,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -72,6 +74,8 @@ class Metrics:
         disable_created_metrics()  # a second series for each
         self._registry = CollectorRegistry()
         self._registries = {*KNOWN, *registries}
+        self._of: Callable[..., Any] = cache(_labelled)
+        """A metric with labels, which prometheus_client looks up under a lock each time."""
         self.admissions = Counter(
             "tagpin_admissions",
             "Reviews answered; a pod that another webhook changes meanwhile is reviewed twice.",
@@ -296,28 +300,29 @@ class Metrics:
 
     def observe_admission(self, admission: Admission, verdict: Verdict, seconds: float) -> None:
         """Count one decision (`tagpin.cluster.admission.Observer`)."""
-        mode = admission.mode.value
-        self.admissions.labels(mode, verdict.result.value).inc()
-        self.admission_seconds.labels(mode).observe(seconds)
-        self.faults.labels(mode).inc(len(verdict.faults))
+        mode, of = admission.mode, self._of
+        of(self.admissions, mode, verdict.result).inc()
+        of(self.admission_seconds, mode).observe(seconds)
+        if verdict.faults:
+            of(self.faults, mode).inc(len(verdict.faults))
         if verdict.late is not None:
-            self.admissions_late.labels(mode, verdict.late.value).inc()
+            of(self.admissions_late, mode, verdict.late).inc()
         standing = verdict.standing
         if standing.is_fault:
-            self.pods_unrecorded.labels(mode).inc()
+            of(self.pods_unrecorded, mode).inc()
         elif standing.unrecorded and standing.revision is None:
-            self.pods_unproven.labels(mode).inc()
+            of(self.pods_unproven, mode).inc()
         for pin in verdict.pins.values():
             if isinstance(pin, Failure):
-                self.images_unpinned.labels(mode, pin.reason.value).inc()
+                of(self.images_unpinned, mode, pin.reason).inc()
             else:
-                self.images_pinned.labels(mode, pin.source.value).inc()
+                of(self.images_pinned, mode, pin.source).inc()
 
     def observe_registry(self, exchange: Exchange) -> None:
         """Count one request to a registry."""
         registry = self._bounded(exchange.registry)
-        self.registry_requests.labels(registry, exchange.method, exchange.code).inc()
-        self.registry_seconds.labels(registry).observe(exchange.seconds)
+        self._of(self.registry_requests, registry, exchange.method, exchange.code).inc()
+        self._of(self.registry_seconds, registry).observe(exchange.seconds)
 
     def observe_oddity(self, registry: str, oddity: Oddity) -> None:
         """Count what was odd about a registry's answer."""
@@ -328,15 +333,15 @@ class Metrics:
 
     def observe_cache(self, use: Use) -> None:
         """Count one use of the cache of digests."""
-        self.cache_uses.labels(use.value).inc()
+        self._of(self.cache_uses, use).inc()
 
     def observe_ledger_read(self, use: Use) -> None:
         """Count one look-up of a record."""
-        self.ledger_reads.labels(use.value).inc()
+        self._of(self.ledger_reads, use).inc()
 
     def observe_ledger_write(self, result: Write) -> None:
         """Count one write of a record."""
-        self.ledger_writes.labels(result.value).inc()
+        self._of(self.ledger_writes, result).inc()
 
     def observe_event(self, fate: Fate) -> None:
         """Count what became of one Event."""
@@ -344,8 +349,8 @@ class Metrics:
 
     def observe_call(self, call: Call) -> None:
         """Count one request to the Kubernetes API."""
-        self.api_requests.labels(call.verb, call.resource, call.code).inc()
-        self.api_seconds.labels(call.verb).observe(call.seconds)
+        self._of(self.api_requests, call.verb, call.resource, call.code).inc()
+        self._of(self.api_seconds, call.verb).observe(call.seconds)
 
     async def measure_delay(
         self, period: float = DELAY_PERIOD, clock: Callable[[], float] = time.monotonic
@@ -359,6 +364,10 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+def _labelled(metric: Counter | Histogram, *labels: str) -> Counter | Histogram:
+    return metric.labels(*labels)
 
 
 def _tasks() -> int:

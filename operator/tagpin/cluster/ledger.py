@@ -128,6 +128,8 @@ class ClusterLedger:
 
     async def look_up(self, claimed: Claim, *, within: float) -> Entry:
         """Prove a claim, and find the revision's record (`tagpin.ledger.Ledger`)."""
+        if (known := self._known(claimed)) is not None:
+            return known
         try:
             async with _reading(within):
                 return await self._look_up(claimed)
@@ -207,6 +209,15 @@ class ClusterLedger:
             if proof.revision != before:
                 record = await self._record(proof.revision)
         return _entry(proof, record, is_new=is_new)
+
+    def _known(self, claimed: Claim) -> Entry | None:
+        """The entry, if all of it is young enough not to be read again."""
+        if (proof := self._proofs.young(claimed, max_age=self._record_ttl)) is None:
+            return None
+        key = _key(proof.value.revision)
+        if (record := self._records.young(key, max_age=self._record_ttl)) is None:
+            return None
+        return _entry(proof.value, record.value, is_new=False)
 
     def _remembered(self, claimed: Claim) -> Entry | None:
         """The entry as it was once, if it has a record: that there is none is not remembered."""

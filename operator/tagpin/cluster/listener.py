@@ -11,8 +11,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -113,15 +112,6 @@ class Caller(web.RequestHandler):
         """Whether the head of a request has arrived."""
         self.is_busy = False
         """Whether a review is in hand; one that is still to arrive is not."""
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """For as long as a review is in hand."""
-        self.is_busy = True
-        try:
-            yield
-        finally:
-            self.is_busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As of an asyncio.Protocol."""

@@ -12,15 +12,20 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 import kopf
 import orjson
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
 from kopf._core.engines.admission import WebhookError
 
 from tagpin.cluster.clients import Clients
@@ -49,6 +54,7 @@ LAST_ANSWER = 10.0
 
 # https://pkg.go.dev/time#ParseDuration, but for signs: less than nothing is of no use.
 _DURATION = re.compile(r"(?:([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})(ns|us|µs|μs|ms|s|m|h))")
+_NOTHING = nullcontext()
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 
 log = logging.getLogger(__name__)
@@ -113,6 +119,8 @@ class WebhookServer:
         self._large = asyncio.Semaphore(MAX_LARGE)
         self._in_hand: Counter[str] = Counter()
         """Bytes by namespace; those that have none in hand are not there."""
+        self._all_in_hand = 0
+        """Their sum."""
         self.reviews = 0
         """How many reviews are in hand."""
         self.is_listening = False
@@ -122,7 +130,7 @@ class WebhookServer:
         """Serve until cancelled (kopf.WebhookServerProtocol)."""
         under_way: set[asyncio.Task[Any]] = set()
 
-        async def review(request: web.Request) -> web.Response:
+        async def review(request: web.BaseRequest) -> web.Response:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - whatever runs here runs in one
             under_way.add(task)
@@ -130,13 +138,12 @@ class WebhookServer:
             return await self._review(dispatch, request)
 
         await self._certificate.ready.wait()
-        app = web.Application(client_max_size=MAX_BODY)
-        app.router.add_route("*", "/{path:.*}", review)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
+        # Without an Application: its routes would take as long as a review is parsed.
+        server = web.Server(review, request_factory=_request)
+        runner = web.ServerRunner(server, shutdown_timeout=1)
         await runner.setup()
-        assert runner.server is not None  # noqa: S101 - since `setup`
         self._listener = Listener(
-            runner.server,
+            server,
             lambda: self._certificate.context,
             rejected=self._rejected,
             limits=self._limits,
@@ -158,7 +165,7 @@ class WebhookServer:
         """Ask callers to come back elsewhere: Go's client resends no POST on a dead connection."""
         self.is_draining = True
 
-    async def _review(self, dispatch: kopf.WebhookFn, request: web.Request) -> web.Response:
+    async def _review(self, dispatch: kopf.WebhookFn, request: web.BaseRequest) -> web.Response:
         caller = request.protocol
         assert isinstance(caller, Caller)  # noqa: S101 - our listener makes no others
         caller.has_asked = True
@@ -170,9 +177,9 @@ class WebhookServer:
         return response
 
     async def _response(
-        self, dispatch: kopf.WebhookFn, request: web.Request, caller: Caller
+        self, dispatch: kopf.WebhookFn, request: web.BaseRequest, caller: Caller
     ) -> web.Response:
-        path = request.match_info["path"]
+        path = request.path.removeprefix("/")
         try:
             if self._clients and (flaw := self._clients.flaw(caller.certificate)):
                 raise web.HTTPForbidden(text=flaw)
@@ -191,26 +198,18 @@ class WebhookServer:
         return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
     async def _answer(
-        self, dispatch: kopf.WebhookFn, path: str, request: web.Request, caller: Caller
+        self, dispatch: kopf.WebhookFn, path: str, request: web.BaseRequest, caller: Caller
     ) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        timeout = _timeout(request.query.get("timeout", ""))
+        started = asyncio.get_running_loop().time()
+        timeout = _patience(request.query_string)
         budget = max(timeout - MARGIN, timeout / 2)
         is_large = request.content_length is None or request.content_length > LARGE_BODY
-        async with self._taking_in(is_large=is_large, until=started + budget):
-            try:
-                async with asyncio.timeout(min(ARRIVAL, budget)):
-                    body = await request.read()
-            except TimeoutError:
-                raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
-            except (OSError, web.RequestPayloadError):
-                raise web.HTTPBadRequest(text="the review broke off") from None
+        async with self._taking_in(until=started + budget) if is_large else _NOTHING:
+            body = await _arrived(request, within=min(ARRIVAL, budget))
             review = _parse(body)
-            size = 0 if is_large else len(body)
-            with caller.busy(), self._holding(review["request"], size):
+            with self._holding(caller, review["request"], 0 if is_large else len(body)):
                 del body
-                spent = loop.time() - started
+                spent = asyncio.get_running_loop().time() - started
                 mine = Exchange(
                     review["request"],
                     budget=max(0.0, budget - spent),
@@ -225,11 +224,8 @@ class WebhookServer:
         return answer
 
     @asynccontextmanager
-    async def _taking_in(self, *, is_large: bool, until: float) -> AsyncIterator[None]:
-        """For as long as a body, and what it becomes, is in memory."""
-        if not is_large:
-            yield
-            return
+    async def _taking_in(self, *, until: float) -> AsyncIterator[None]:
+        """For as long as a large body, and what it becomes, is in memory."""
         try:
             async with asyncio.timeout_at(until):
                 await self._large.acquire()
@@ -242,25 +238,29 @@ class WebhookServer:
             self._large.release()
 
     @contextmanager
-    def _holding(self, request: Mapping[str, Any], size: int) -> Iterator[None]:
+    def _holding(self, caller: Caller, request: Mapping[str, Any], size: int) -> Iterator[None]:
         """For as long as a review is in hand."""
         namespace = _text(request.get("namespace"))
         if self._in_hand[namespace] + size > MAX_OF_ONE:
             text = f"namespace {namespace[:63]} has too many bytes of reviews under way"
             raise web.HTTPServiceUnavailable(text=text)
-        if self._in_hand.total() + size > MAX_IN_HAND:
+        if self._all_in_hand + size > MAX_IN_HAND:
             raise web.HTTPServiceUnavailable(text="too many bytes of reviews are under way")
         self._in_hand[namespace] += size
+        self._all_in_hand += size
         self.reviews += 1
+        caller.is_busy = True
         try:
             yield
         finally:
+            caller.is_busy = False
             self.reviews -= 1
+            self._all_in_hand -= size
             self._in_hand[namespace] -= size
             if not self._in_hand[namespace]:
                 del self._in_hand[namespace]
 
-    def _refusal(self, request: web.Request, status: int, reason: str) -> web.Response:
+    def _refusal(self, request: web.BaseRequest, status: int, reason: str) -> web.Response:
         self._refused(status)
         if self._hush.is_news(request.remote or "", str(status)):
             log.warning(
@@ -271,6 +271,30 @@ class WebhookServer:
         response = web.Response(status=status, text=f"{reason}\n")
         response.force_close()  # the body may not have been read
         return response
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY)
+
+
+async def _arrived(request: web.BaseRequest, *, within: float) -> bytes:
+    """The body of a request, which may still be on its way."""
+    if request.content.is_eof():
+        return await request.read()
+    try:
+        async with asyncio.timeout(within):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the review did not arrive in time") from None
+    except (OSError, web.RequestPayloadError):
+        raise web.HTTPBadRequest(text="the review broke off") from None
 
 
 async def _all_done(under_way: Collection[asyncio.Task[Any]]) -> None:
@@ -313,13 +337,7 @@ def _parse(body: bytes) -> Any:
 
 def _outline(review: Any) -> Any:
     """The review without its pods: kopf compares and copies them whole, and never needs them."""
-    request = review["request"]
-    outline = {
-        key: {"metadata": {"name": _text(request[key]["metadata"].get("name"))}}
-        for key in ("object", "oldObject")
-        if request.get(key)
-    }
-    return review | {"request": request | outline}
+    return review | {"request": review["request"] | {"object": {}, "oldObject": None}}
 
 
 def _text(value: object) -> str:
@@ -330,8 +348,14 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("metadata"), dict)
 
 
+@lru_cache(maxsize=64)
+def _patience(query: str) -> float:
+    """Seconds for which the caller waits, by its query string: `timeout=5s`."""
+    return _timeout(parse_qs(query).get("timeout", [""])[0])
+
+
 def _timeout(text: str) -> float:
-    """Seconds of the API server's `?timeout=5s`, a Duration of Go."""
+    """Seconds of a Duration of Go; the usual ones for what is none."""
     parts = list(_DURATION.finditer(text))
     seconds = sum(float(part[1]) * _UNITS[part[2]] for part in parts)
     return seconds if seconds and "".join(part[0] for part in parts) == text else TIMEOUT
