@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -22,7 +23,7 @@ class Away:
         self.registry = registry
         self.round_trip = 0.0
         self._server: asyncio.Server
-        self._clients: set[_End] = set()
+        self.transports: set[asyncio.Transport] = set()
 
     @property
     def host(self) -> str:
@@ -38,11 +39,13 @@ class Away:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        await self.drop()
 
     async def drop(self) -> None:
-        """Close all connections; the next request of each client has to make one."""
-        for each in tuple(self._clients):
-            each.drop()
+        """Close all connections at once; the next request of each client has to make one."""
+        for each in tuple(self.transports):
+            each.abort()
+        await asyncio.sleep(0)  # in which they are closed
 
 
 class _End(asyncio.Protocol):
@@ -52,47 +55,55 @@ class _End(asyncio.Protocol):
         self._away = away
         self._other = other
         self._transport: asyncio.Transport | None = None
-        self._early: list[bytes] = []
+        self._early: list[bytes | None] = []
+        self._travelling: deque[bytes | None] = deque()
         self._last = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._away.transports.add(transport)
         loop = asyncio.get_running_loop()
         if self._other is None:  # a client's
-            self._away._clients.add(self)
             other = self._other = _End(self._away, self)
             self._last = loop.time() + 1.5 * self._away.round_trip
             connecting = loop.create_connection(lambda: other, LOOPBACK, self._away.registry.port)
             self._task = loop.create_task(connecting)
         for each in self._early:
-            transport.write(each)
+            self._arrived(each)
 
     def data_received(self, data: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self._last = max(self._last, loop.time() + self._away.round_trip / 2)
-        assert self._other is not None
-        if self._away.round_trip:
-            loop.call_at(self._last, self._other.send, data)
-        else:
-            self._other.send(data)
-
-    def send(self, data: bytes) -> None:
-        if self._transport is None:
-            self._early.append(data)
-        elif not self._transport.is_closing():
-            self._transport.write(data)
-
-    def drop(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        self._depart(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._away._clients.discard(self)
-        if self._other is not None and self._other._transport is not None:
-            asyncio.get_running_loop().call_later(
-                self._away.round_trip, self._other._transport.close
-            )
+        assert self._transport is not None
+        self._away.transports.discard(self._transport)
+        self._depart(None)
+
+    def _depart(self, data: bytes | None) -> None:
+        """Send on data, or the news that there is no more, behind all that is on the way."""
+        assert self._other is not None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._last = max(self._last, now + self._away.round_trip / 2)
+        if self._last <= now and not self._travelling:
+            self._other._arrived(data)
+            return
+        self._travelling.append(data)
+        loop.call_at(self._last, self._arrive)
+
+    def _arrive(self) -> None:
+        # Whichever timer comes first: those of the same moment have no order.
+        assert self._other is not None
+        self._other._arrived(self._travelling.popleft())
+
+    def _arrived(self, data: bytes | None) -> None:
+        if self._transport is None:
+            self._early.append(data)
+        elif data is None:
+            self._transport.close()
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
 
 @contextmanager
