@@ -16,10 +16,11 @@ from typing import Protocol, Self, TypeAlias, TypeVar
 
 from aiohttp.abc import AbstractResolver
 from cachetools import LRUCache
+from yarl import URL
 
 from tagpin.cache import Cache
 from tagpin.errors import Reason, Unobtainable
-from tagpin.keychain import Credential, Identity, fingerprint
+from tagpin.keychain import Candidate, Credential, Identity, fingerprint
 from tagpin.registry import guard
 from tagpin.registry.flow import (
     HTTPS_PORT,
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+MAX_LOGINS = 1000
 _RETRIED = frozenset({408, 429, 499, 500, 502, 503, 504, 522})
 _THROTTLING = {429: Reason.RATE_LIMITED, 503: Reason.UNREACHABLE}
 """Statuses that can say when to come back."""
@@ -173,11 +175,13 @@ class RegistryClient:
         self._foreign: LRUCache[tuple[str, str | None], None] = LRUCache(MAX_PLACES)
         self._key = secrets.token_bytes(32)
         self._tokens: Cache[object, Token] = Cache(
-            maxsize=1000,
+            maxsize=MAX_LOGINS,
             clock=clock,
             lifetime=lambda token: token.lifetime,
             error_age=_token_error_age,
         )
+        self._logins: LRUCache[tuple[URL, str, str], object] = LRUCache(MAX_LOGINS)
+        """By registry, scope and credential: which of the tokens it was that was got last."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -216,6 +220,15 @@ class RegistryClient:
         settings = self._places.settings(registry.origin)
         longest = settings.timeout if settings is not None else None
         return seconds if longest is None else min(seconds, longest)
+
+    def token(self, registry: Registry, scope: str, candidate: Candidate | None) -> str | None:
+        """The token got last for this very scope and credential, while it serves."""
+        if isinstance(candidate, Identity):
+            return None  # what credential it has now is only known by asking
+        who = fingerprint(self._key, (candidate,) if candidate else ())
+        key = self._logins.get((registry.origin, scope, who))
+        known = None if key is None else self._tokens.peek(key)
+        return None if known is None else known.value.value
 
     def open_circuits(self) -> tuple[str, ...]:
         """The places that are not asked now, since nobody could connect to them lately."""
@@ -302,6 +315,7 @@ class RegistryClient:
         trusted = self._transport.trusted(login.realm, visit, derived=login.derived)
         visit.logs_in_at_a_stranger, talk.awaits = trusted is None, True
         token = (await self._tokens.get(key, load)).value
+        self._logins[login.registry.origin, login.scope, who] = key
         visit.logs_in_at_a_stranger = talk.awaits = False
         return token.value
 

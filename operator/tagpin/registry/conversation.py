@@ -4,7 +4,7 @@
 it matters)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from http import HTTPStatus
@@ -41,6 +41,12 @@ MAX_REDIRECTS = 5
 MAX_AUTHENTICATIONS = 2
 """Per candidate: once, and once more where a token from the cache was refused."""
 
+Recall = Callable[[str, Candidate | None], str | None]
+"""The token that a registry has taken for a scope, of somebody with this credential, if it serves.
+
+Sent at once, it spares the round trip that a challenge takes. It has been to that registry before.
+"""
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DENIALS = frozenset({Reason.UNAUTHORIZED, Reason.NOT_FOUND})
 _NOT_FOR_HEAD = frozenset({500, 501})
@@ -54,6 +60,7 @@ def resolve_tag(
     ref: Reference,
     candidates: Sequence[Candidate],
     remark: Remark = lambda _: None,
+    recall: Recall = lambda _scope, _candidate: None,
 ) -> Flow[Digest]:
     """Ask which digest the tag of `ref` names, identifying ourselves only if asked to.
 
@@ -65,7 +72,7 @@ def resolve_tag(
     denials: list[Failure] = []
     once = cache(remark)
     for candidate in candidates or (None,):
-        attempt = _Attempt(registry, ref, candidate, challenge, once)
+        attempt = _Attempt(registry, ref, candidate, challenge, remark=once, recall=recall)
         try:
             return (yield from attempt.digest())
         except Failure as failure:
@@ -92,24 +99,33 @@ class _Attempt:
         ref: Reference,
         candidate: Candidate | None,
         challenge: Challenge | None,
+        *,
         remark: Remark,
+        recall: Recall,
     ) -> None:
         self.challenge = challenge
         self.is_empty_handed = False
         self._registry = registry
         self._candidate = candidate
         self._remark = remark
+        self._recall = recall
         self._repository = f"{registry.prefix}/{ref.path}" if registry.prefix else ref.path
+        self._scope = f"repository:{self._repository}:pull"
         url = registry.origin.joinpath("v2", self._repository, "manifests", ref.effective_tag)
         self._url = url.with_query({"ns": registry.ns}) if registry.ns else url
         self._authorization: str | None = None
         self._token: str | None = None
+        self._is_recalled = False
         self._authentications = 0
 
     def digest(self) -> Flow[Digest]:
         """HEAD, which costs no rate limit, then GET where that does not settle it."""
         if self.challenge is not None:
             yield from self._authenticate()
+        elif (token := self._recall(self._scope, self._candidate)) is not None:
+            self._carry(token)
+            self._is_recalled = True
+            self._authentications += 1
         head = yield from self._ask("HEAD")
         if head.status == HTTPStatus.OK:
             if (digest := digest_by_head(head, self._remark)) is not None:
@@ -138,6 +154,10 @@ class _Attempt:
             if response.status != HTTPStatus.UNAUTHORIZED or elsewhere:
                 return response
             self.challenge = self._challenge_of(response)
+            if self._is_recalled:  # whatever it was given for, that may have changed since
+                self._is_recalled, self._authorization = False, None
+                if self.challenge is None:
+                    continue  # without any: a first question is told what is wanted
             if self.challenge is None or not (yield from self._authenticate()):
                 return response
 
@@ -212,14 +232,17 @@ class _Attempt:
             registry=self._registry,
             realm=realm,
             service=self.challenge.parameters.get("service"),
-            scope=f"repository:{self._repository}:pull",
+            scope=self._scope,
             credential=(yield from self._credential_for(realm)),
             refused=self._token,
         )
         if token == self._token:
             return False
-        self._token, self._authorization = token, f"Bearer {token}"
+        self._carry(token)
         return True
+
+    def _carry(self, token: str) -> None:
+        self._token, self._authorization = token, f"Bearer {token}"
 
     def _credential_for(self, place: URL) -> Flow[Credential | None]:
         """The candidate's credential, obtained only when it is asked for by who may have it."""

@@ -305,7 +305,8 @@ class RegistryResolver:
         since = self._clock()
         try:
             remark = partial(self._note, question.ref, registry)
-            flow = resolve_tag(registry, question.ref, candidates, remark)
+            recall = partial(self._client.token, registry)
+            flow = resolve_tag(registry, question.ref, candidates, remark, recall)
             digest = await self._client.run(flow, registry, within=within)
         except (Unasked, Unconnected):
             raise  # which has nothing to do with what is asked for

@@ -6,6 +6,7 @@ import pytest
 from aiohttp import web
 
 from cluster.authority import Authority
+from fakes.clock import FakeClock
 from fakes.faults import (
     Fault,
     Handler,
@@ -30,7 +31,7 @@ from tagpin.registry.resolver import RegistryResolver
 
 from .conftest import ADDRESSES, Net, digest, reason, settle, until
 
-ALICE = ("alice", "pa55word")
+ALICE, BOB = ("alice", "pa55word"), ("bob", "w0rdpass")
 
 
 # Bounds
@@ -577,6 +578,36 @@ async def test_a_token_server_elsewhere_is_told_once(
     assert [seen.path for seen in tokens.requests].count("/token") > 1
     told = f"public.test:{net.port} has its tokens from other.test"
     assert caplog.messages.count(told) == 1
+
+
+async def test_whoever_has_a_token_asks_once(net: Net) -> None:
+    registry = await net.registry("public.test", users=dict([ALICE, BOB]), tokens=True)
+    resolver = await net.resolver()
+    for tag in ("1", "2"):
+        registry.push_image("demo/app", tag)
+        registry.push_image("demo/other", tag)
+
+    async def requests(login: tuple[str, str], tag: str, repository: str = "demo/app") -> list[str]:
+        before = len(registry.requests)
+        digest(await settle(resolver, net.image("public.test", repository, tag), login))
+        return [seen.method for seen in registry.requests[before:]]
+
+    first = ["HEAD", "GET", "HEAD"]
+    assert await requests(ALICE, "1") == first
+    assert await requests(ALICE, "2") == ["HEAD"]
+    assert await requests(BOB, "2") == first, "it is not Bob's"
+    assert await requests(ALICE, "2", "demo/other") == first, "it is not for that"
+
+
+async def test_a_token_is_not_sent_for_longer_than_it_serves(net: Net) -> None:
+    clock = FakeClock()
+    registry = await net.registry("public.test", tokens=True)
+    registry.push_image("demo/app", "v1")
+    resolver = await net.resolver(clock=clock)
+    await settle(resolver, net.image("public.test"))
+    clock.advance(301)
+    await settle(resolver, net.image("public.test"), max_age=-1)
+    assert [seen.authorization is None for seen in registry.requests] == [True, True, False] * 2
 
 
 async def test_a_revoked_token_is_replaced(net: Net) -> None:

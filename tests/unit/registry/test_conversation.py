@@ -909,3 +909,64 @@ def test_static_hosting_knows_neither_digests_nor_media_types() -> None:
     plain = response(200, content_type="application/octet-stream")
     steps, _ = play(resolving(), plain, files)
     assert methods(steps) == ["HEAD", "GET"]
+
+
+# A token that the registry has taken before
+
+
+OLD = "0ld-t0ken"
+
+
+def recalling(*candidates: Candidate) -> Flow[Digest]:
+    """Somebody whose token for this repository is remembered."""
+    return resolve_tag(REGISTRY, APP, candidates, recall=lambda _scope, _candidate: OLD)
+
+
+def test_a_remembered_token_is_sent_at_once() -> None:
+    (request,), digest = play(recalling(ALICE), found())
+    assert digest == DIGEST
+    assert authorization(request) == f"Bearer {OLD}"
+
+
+def test_what_is_remembered_is_asked_for_by_scope_and_candidate() -> None:
+    asked = []
+
+    def recall(scope: str, candidate: Candidate | None) -> None:
+        asked.append((scope, candidate))
+
+    play(resolve_tag(REGISTRY, APP, (ALICE,), recall=recall), found())
+    play(resolve_tag(REGISTRY, APP, (), recall=recall), found())
+    scope = "repository:acme/app:pull"
+    assert asked == [(scope, ALICE), (scope, None)]
+
+
+def test_a_remembered_token_that_is_refused_is_replaced() -> None:
+    steps, digest = play(recalling(ALICE), denied(), "new", found())
+    assert digest == DIGEST
+    assert methods(steps) == ["HEAD", "login", "HEAD"]
+    (login,) = logins(steps)
+    assert login.refused == OLD
+    assert authorization(steps[2]) == "Bearer new"
+
+
+def test_where_nobody_says_why_it_is_refused_the_question_is_asked_as_at_first() -> None:
+    steps, digest = play(recalling(ALICE), response(401), denied(), "new", found())
+    assert digest == DIGEST
+    assert [authorization(step) for step in (steps[0], steps[1])] == [f"Bearer {OLD}", None]
+
+
+def test_a_registry_that_wants_passwords_by_now_gets_one() -> None:
+    steps, digest = play(recalling(ALICE), denied(BASIC), found())
+    assert digest == DIGEST
+    assert authorization(steps[1]) == basic(ALICE)
+
+
+def test_a_remembered_token_is_one_of_two_attempts() -> None:
+    failure = fail(recalling(ALICE), denied(), "new", denied(), denied())
+    assert failure.reason is Reason.UNAUTHORIZED
+
+
+def test_a_remembered_token_goes_to_no_other_origin() -> None:
+    moved = response(307, location="https://elsewhere.example/x")
+    steps, _ = play(recalling(), moved, found())
+    assert [authorization(step) for step in steps] == [f"Bearer {OLD}", None]
