@@ -7,12 +7,12 @@ younger.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from cachetools import TLRUCache
+from cachetools import LRUCache, TLRUCache
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -70,7 +70,7 @@ class Cache(Generic[K, V]):
         *,
         maxsize: int,
         clock: Callable[[], float],
-        lifetime: Callable[[V], float] = lambda _: math.inf,
+        lifetime: Callable[[V], float] | None = None,
         error_age: Callable[[Exception], float] = lambda _: 0.0,
         disproves: Callable[[Exception], bool] = lambda _: False,
         observe: Callable[[Use], None] = lambda _: None,
@@ -80,9 +80,13 @@ class Cache(Generic[K, V]):
         self._error_age = error_age
         self._disproves = disproves
         self._observe = observe
-        self._values: TLRUCache[K, _Kept[V]] = TLRUCache(
-            maxsize, ttu=lambda _key, kept, _now: kept.expires, timer=clock
-        )
+        self._values: MutableMapping[K, _Kept[V]]
+        if lifetime is None:  # what never expires takes half as much memory so
+            self._values = LRUCache(maxsize)
+        else:
+            self._values = TLRUCache(
+                maxsize, ttu=lambda _key, kept, _now: kept.expires, timer=clock
+            )
         self._errors: TLRUCache[K, _Kept[Exception]] = TLRUCache(
             maxsize, ttu=lambda _key, kept, _now: kept.expires, timer=clock
         )
@@ -143,7 +147,7 @@ class Cache(Generic[K, V]):
     def keep(self, key: K, value: V) -> None:
         """Take a value that is known to hold now, by other means than a load."""
         now = self._clock()
-        self._keep_value(key, _Kept(value, now, now + self._lifetime(value)))
+        self._keep_value(key, _Kept(value, now, self._expiry(value, now)))
 
     def forget(self, key: K) -> None:
         """Drop what is known of `key`; a load in flight goes on, and is no longer shared."""
@@ -183,8 +187,11 @@ class Cache(Generic[K, V]):
             expires = self._clock() + self._error_age(error)
             self._keep_error(key, _Kept(error, started, expires))
             raise
-        self._keep_value(key, _Kept(value, started, started + self._lifetime(value)))
+        self._keep_value(key, _Kept(value, started, self._expiry(value, started)))
         return value
+
+    def _expiry(self, value: V, started: float) -> float:
+        return math.inf if self._lifetime is None else started + self._lifetime(value)
 
     def _keep_value(self, key: K, new: _Kept[V]) -> None:
         if not self._is_outdated(key, new.started):

@@ -5,6 +5,7 @@ break a pod here. (distribution/reference: regexp.go, normalize.go, reference.go
 """
 
 import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
@@ -58,7 +59,7 @@ class Digest:
             )
         if not re.fullmatch(r"[0-9a-f]+", hexadecimal):
             raise InvalidReference("digest_format", "a digest is written in lower-case hexadecimal")
-        return cls(algorithm, hexadecimal)
+        return cls(sys.intern(algorithm), hexadecimal)
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"

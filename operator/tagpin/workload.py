@@ -5,6 +5,7 @@ another type. What is not as it should be is passed over here, and refused there
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -52,7 +53,14 @@ class Owner:
     @classmethod
     def from_reference(cls, reference: Mapping[str, Any]) -> Self:
         """Read an entry of `metadata.ownerReferences`."""
-        return cls(*(_text(reference.get(key)) for key in ("apiVersion", "kind", "name", "uid")))
+        of = reference.get
+        return cls(
+            # A few kinds are the owners of thousands of revisions that are remembered.
+            sys.intern(_text(of("apiVersion"))),
+            sys.intern(_text(of("kind"))),
+            _text(of("name")),
+            _text(of("uid")),
+        )
 
     def to_reference(self) -> dict[str, str]:
         """An entry for `metadata.ownerReferences`, which blocks nothing."""

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from http import HTTPStatus
@@ -23,6 +23,7 @@ from tagpin.imagepin import GROUP, PLURAL, ImagePin, entry
 from tagpin.ledger import Entry
 from tagpin.pins import Pin
 from tagpin.revision import Claim, Proof, Revision, counts_pods, created, proven
+from tagpin.slots import Slots
 from tagpin.workload import Pod
 
 ATTEMPT = 3.0
@@ -123,6 +124,7 @@ class ClusterLedger:
         self._records: Cache[tuple[str, str], ImagePin] = Cache(
             maxsize=size, clock=clock, disproves=_is_no_record, observe=observe_read
         )
+        self._writes: Slots[tuple[str, str]] = Slots()
         self._siblings: Cache[Claim, Sequence[Pod]] = _held(clock)
         self._histories: Cache[tuple[str, str], Sequence[ImagePin]] = _held(clock)
 
@@ -175,11 +177,20 @@ class ClusterLedger:
 
     async def write(self, revision: Revision, pins: Sequence[Pin], *, within: float) -> ImagePin:
         """Create the record, or append to it (`tagpin.ledger.Ledger`)."""
-        known = _Known()
+        known, began = _Known(), self._clock()
         try:
             async with asyncio.timeout(within):
-                return await self._write(revision, pins, known)
+                # One after the other: the first one's record is mostly what all others want.
+                release = await self._writes.take(_key(revision), 1)
+                try:
+                    kept = self._kept(revision, since=began)
+                    if kept is not None and _has_all(kept, pins):
+                        return kept
+                    return await self._write(revision, pins, known)
+                finally:
+                    release()
         except (ClusterError, TimeoutError) as error:
+            known.record = self._kept(revision, since=began) or known.record
             told = str(error) or f"cannot write {_told(revision)}: it took too long"
             is_fault = not (isinstance(error, ClusterError) and _is_going(revision, error))
             if known.excludes(pins):
@@ -266,7 +277,7 @@ class ClusterLedger:
         """The record of a revision, from memory if it is young, else as the API server has it."""
 
         async def load() -> ImagePin:
-            return _parsed(await self._found(revision))
+            return _parsed(await self._found(revision), revision)
 
         try:
             answer = await self._records.get(_key(revision), load, max_age=self._record_ttl)
@@ -286,6 +297,11 @@ class ClusterLedger:
         self, objects: Collection, namespace: str, query: Mapping[str, str | int]
     ) -> Sequence[Mapping[str, Any]]:
         return (await self._objects.list(objects, namespace, query, max_bytes=MAX_LIST)).items
+
+    def _kept(self, revision: Revision, *, since: float) -> ImagePin | None:
+        """The record as this process has read or written it since then."""
+        remembered = self._records.peek(_key(revision))
+        return remembered.value if remembered and remembered.started > since else None
 
     async def _write(self, revision: Revision, pins: Sequence[Pin], known: _Known) -> ImagePin:
         """Write until it holds; what is found meanwhile becomes `known`."""
@@ -331,8 +347,7 @@ class ClusterLedger:
             return True
         with contextlib.suppress(ClusterError):
             await self._reread(revision, known)
-        recorded = {} if known.record is None else known.record.pins
-        return any(pin.image not in recorded for pin in pins)
+        return known.record is None or not _has_all(known.record, pins)
 
     async def _reread(self, revision: Revision, known: _Known) -> dict[str, Any] | None:
         """The object as it is now; None where the API server says that there is none."""
@@ -345,7 +360,7 @@ class ClusterLedger:
             known.record, known.is_current = None, True
             return None
         known.is_current = False  # until it is understood
-        known.record = _parsed(found)
+        known.record = _parsed(found, revision)
         known.is_current = True
         self._records.keep(_key(revision), known.record)
         return found
@@ -363,7 +378,8 @@ class ClusterLedger:
                 images = [*found["spec"]["images"], *map(entry, new)]
                 more = {**found, "spec": {**found["spec"], "images": images}}
                 answer = await self._objects.replace(IMAGE_PINS, namespace, name, more)
-            return ImagePin.from_object(answer)
+            written = ImagePin.from_object(answer)
+        return record if written == record else written
 
 
 def _entry(proof: _Proof, record: ImagePin | None, *, is_new: bool) -> Entry:
@@ -425,11 +441,18 @@ def _escaped(text: str) -> str:
     return re.sub(r"[\\,=]", r"\\\g<0>", text)
 
 
-def _parsed(found: Mapping[str, Any]) -> ImagePin:
+def _parsed(found: Mapping[str, Any], revision: Revision) -> ImagePin:
+    """The record that was found under the name of `revision`, and shares it if it is of that."""
     try:
-        return ImagePin.from_object(found)
+        record = ImagePin.from_object(found)
     except ValueError as error:
         raise ClusterError(f"an ImagePin cannot be read: {error}") from error
+    return replace(record, revision=revision) if record.revision == revision else record
+
+
+def _has_all(record: ImagePin, pins: Sequence[Pin]) -> bool:
+    """Whether it says something about every image of `pins`."""
+    return all(pin.image in record.pins for pin in pins)
 
 
 def _is_no_record(error: Exception) -> bool:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from cachetools import LRUCache
 from yarl import URL
 
 from tagpin.errors import ConfigurationError, InvalidReference
 from tagpin.keychain import glob_matches
 from tagpin.reference import DOCKER_HUB, Reference
 from tagpin.registry.flow import HTTPS_PORT, Registry, origin_of
+from tagpin.registry.limits import MAX_PLACES
 from tagpin.registry.proxies import Proxy
 
 MAX_HOST = 253
@@ -92,6 +94,7 @@ class Places:
     def __init__(self, registries: Iterable[RegistrySettings]) -> None:
         said = tuple(registries)
         self._listed = {_listed_place(each): each for each in said if not each.is_glob}
+        self._registries: LRUCache[str, Registry] = LRUCache(MAX_PLACES)
         globs = sorted((each for each in said if each.is_glob), key=_by_glob, reverse=True)
         self._globs = tuple(
             (labels, port or HTTPS_PORT, each)
@@ -104,7 +107,9 @@ class Places:
 
     def registry(self, domain: str) -> Registry:
         """The registry that references name `domain`; ValueError where that is no place."""
-        return _registry(domain, *self._find(domain))
+        if (known := self._registries.get(domain)) is None:
+            known = self._registries[domain] = _registry(domain, *self._find(domain))
+        return known
 
     def mirrors(self, domain: str) -> tuple[Registry, ...]:
         """The registries to ask before the one that references name `domain`, in this order.

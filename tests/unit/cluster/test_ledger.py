@@ -71,10 +71,15 @@ class FakeApi:
         self.bodies: list[Object] = []
         self.client: ApiClient
         self._versions = itertools.count(1)
+        self._passing: Callable[[], object] = lambda: None
 
     def fail(self, what: str, *answers: Answer, forever: bool = False) -> None:
         """Answer such requests so: in turn, or the first one again and again."""
         self.faults[what] = itertools.repeat(answers[0]) if forever else iter(answers)
+
+    def takes(self, clock: FakeClock, seconds: float) -> None:
+        """Take so long for every answer."""
+        self._passing = lambda: clock.advance(seconds)
 
     def mend(self) -> None:
         self.faults.clear()
@@ -101,6 +106,7 @@ class FakeApi:
         plural = parts[parts.index("namespaces") + 2]
         what = f"{request.method} {plural}"
         self.asked.append(what)
+        self._passing()
         self.queries.append(dict(request.query))
         if request.can_read_body:
             self.bodies.append(await request.json())
@@ -812,6 +818,53 @@ class TestWriting:
         assert api.asked == ["POST imagepins"]
         assert api.bodies == [ImagePin(REVISION, {"web:1": WEB}).to_object()]
         assert writes == [Write.CREATED]
+
+    async def test_a_new_record_that_many_want_at_once_is_one_call(
+        self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
+    ) -> None:
+        api.takes(clock, 0.1)
+        answers = await asyncio.gather(*(written(ledger, WEB) for _ in range(20)))
+        assert answers == [{"web:1": str(ONES)}] * 20
+        assert api.asked == ["POST imagepins"]
+
+    async def test_what_the_first_one_did_not_record_the_next_one_appends(
+        self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
+    ) -> None:
+        api.takes(clock, 0.1)
+        first, second = await asyncio.gather(written(ledger, WEB), written(ledger, SIDECAR))
+        assert list(first) == ["web:1"]
+        assert list(second) == ["web:1", "sidecar:1"]
+        assert api.asked == ["POST imagepins", "GET imagepins", "PUT imagepins"]
+
+    async def test_what_the_first_one_recorded_stands_for_all(
+        self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
+    ) -> None:
+        """A tag that moves between two questions must not be two digests of one revision."""
+        api.takes(clock, 0.1)
+        answers = await asyncio.gather(written(ledger, WEB), written(ledger, another(WEB)))
+        assert list(answers) == [{"web:1": str(ONES)}] * 2
+
+    async def test_who_waits_in_line_writes_what_the_first_one_could_not(
+        self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
+    ) -> None:
+        api.takes(clock, 0.1)
+        api.fail("POST imagepins", refusing(403))
+        first, second = await asyncio.gather(
+            written(ledger, WEB), written(ledger, WEB), return_exceptions=True
+        )
+        assert isinstance(first, Unrecorded)
+        assert second == {"web:1": str(ONES)}
+
+    async def test_who_waits_in_line_for_too_long_is_told_so(
+        self, api: FakeApi, ledger: ClusterLedger
+    ) -> None:
+        api.fail("POST imagepins", silence)
+        slow = asyncio.create_task(written(ledger, WEB))
+        await asyncio.sleep(0)  # it is first in line
+        with pytest.raises(Unrecorded, match="it took too long"):
+            await ledger.write(REVISION, [WEB], within=0.05)
+        slow.cancel()
+        await asyncio.wait([slow])
 
     async def test_an_append_keeps_what_only_a_newer_version_knows(
         self, api: FakeApi, ledger: ClusterLedger, writes: list[Write]
