@@ -1,8 +1,10 @@
 """Running the operator: kopf on our own entry point, around our own webhook server."""
 
 import asyncio
+import gc
 import logging
 import signal
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -18,6 +20,9 @@ from tagpin.errors import ConfigurationError
 from tagpin.settings import Settings
 
 PODS = Resource("", "v1", "pods", kind="Pod", singular="pod", namespaced=True)
+
+TLS_BUFFER = 64 * 1024
+"""Bytes for what arrives on one TLS connection; a record of TLS has 16 KiB (RFC 8446 §5.1)."""
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,9 @@ class AllTasks(frozenset[asyncio.Task[Any]]):
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain; raises ConfigurationError."""
+    # asyncio would take 256 KiB for each connection, from its beginning: 128 MiB for API servers
+    # alone, as many as may be connected.
+    SSLProtocol.max_size = TLS_BUFFER
     # Not uvloop: a TLS connection that fails while it is made, or is given up, has it close a file
     # descriptor twice, which ends the process or is another connection's (aio-libs/aiohttp#10506).
     with asyncio.Runner() as runner:
@@ -77,6 +85,10 @@ async def _serve(settings: Settings) -> None:
         stop.set
     )  # at once: the first process of a container ignores what it doesn't handle
     async with assemble(settings) as operator:
+        # What is there by now stays; a full collection would look through all of it, and hold up
+        # reviews for as long as that takes.
+        gc.collect()
+        gc.freeze()
         background = [
             asyncio.create_task(operator.certificate.run()),
             asyncio.create_task(operator.events.run()),
