@@ -71,8 +71,8 @@ class World:
     registry: Registry
     private: Registry
     """Another one, that wants a password."""
-    lost: str
-    """The host of one that nobody reaches."""
+    lost: tuple[str, ...]
+    """Hosts of some that nobody reaches: each is left alone soon, so each serves once."""
     tagpin: Server
     bare: Server
     stock: Server
@@ -106,14 +106,14 @@ def world(peers: Sequence[tuple[str, Target]] = (), **settings: Any) -> Iterator
             return Registry(background.run(servers.enter_async_context(Away(fake))), {})
 
         public, private = registry({}), registry(TENANTS)
-        lost = stack.enter_context(black_hole())
+        lost = tuple(stack.enter_context(black_hole()) for _ in range(4))
         control_plane = stack.enter_context(ControlPlane(scheduler=False, nodes=0))
         ca = str(authority.certificate)
         installation = Installation(
             control_plane,
             settings={
                 "registries": [{"host": each, "caFile": ca} for each in (public.host, private.host)]
-                + [{"host": lost}],
+                + [{"host": each} for each in lost],
                 "freshness": FOREVER,
                 "cacheTTL": FOREVER,
                 "recordTTL": FOREVER,
