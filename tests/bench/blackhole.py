@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from bench import bodies, load
 from bench.bursts import new_revisions, percentiles
-from bench.load import Answered, Question
+from bench.load import Answered, Question, WrongAnswerError
 from bench.rows import Bar, Found, Row
 from bench.world import World
 from cluster.namespaces import Namespace
@@ -25,6 +25,8 @@ ORDER = (ALONE, ELSEWHERE, ALONE, HERE)
 LOST_CONNECTIONS = 32
 """Enough for all of its pods: each is a few seconds under way."""
 REPOSITORIES = 5
+WAITED_MS = 1000
+"""Milliseconds for which some pod of the lost registry must have waited, or there was no test."""
 MOST = 1.2
 """What the p99 of others may become, as a share."""
 
@@ -44,6 +46,9 @@ def measure(world: World, *, scale: float = 1.0) -> Found:
         seen = {who: _Seen() for who in (ALONE, ELSEWHERE, HERE)}
         for who in ORDER:
             load.run(scene.phase(who, seen[who]))
+        for who in (ELSEWHERE, HERE):
+            if seen[who].figures["lost_p99_ms"] < WAITED_MS:
+                raise WrongAnswerError("no pod has waited for the black hole")
     finally:
         world.registry.away.round_trip = 0.0
     name = f"{WARM + COLD} pods/s of a registry {ROUND_TRIP * 1000:g} ms away"
@@ -108,6 +113,7 @@ class _Scene:
         self._world = world
         self._seconds = seconds
         self._phases = itertools.count()
+        self._black_holes = iter(world.lost)
         here, elsewhere = (
             Namespace(world.control_plane, name, {"tagpin.dev/mode": "pin"})
             for name in ("blackhole", "blackhole-elsewhere")
@@ -164,9 +170,13 @@ class _Scene:
         return [bodies.create(each, self._world.tagpin.digests) for each in pods]
 
     def _lost(self, phase: int, asker: str) -> list[Question]:
-        """Pods that are admitted as they are; each has a tag of its own, so none is a repeat."""
+        """Pods that are admitted as they are; each has a tag of its own, so none is a repeat.
+
+        The black hole is another one in each phase, since one that is known is left alone.
+        """
+        host = next(self._black_holes)
         images = [
-            f"{self._world.lost}/lost/app:v{phase}-{number}"
+            f"{host}/lost/app:v{phase}-{number}"
             for number in range(math.ceil(LOST * self._seconds / 2))
         ]
         pods = [bodies.pod(f"lost-{n}", [each], namespace=asker) for n, each in enumerate(images)]
