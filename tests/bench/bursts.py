@@ -16,7 +16,7 @@ PODS = 1000
 CONNECTIONS = (16, 64)
 REVISIONS, IMAGES = 200, 20
 ROUND_TRIPS = (0.0, 0.02)
-LONGEST = 8.0
+LONGEST = 4.0
 """Seconds after which no more pods of a burst are sent: slow peers get fewer."""
 
 
@@ -64,7 +64,7 @@ def _one_revision(
     pods: int,
 ) -> Row:
     """All pods of one ReplicaSet, which nobody has seen before: one question to the registry."""
-    name = "".join(each for each in f"{server.name}-{scenario}" if each.isalnum()).lower()
+    name = path_of(f"{server.name} {scenario}")
     image = world.registry.push(f"bursts/{name}:v1")
     (owner,) = new_revisions(namespace, [name])
     questions = [
@@ -165,6 +165,11 @@ async def ask(connection: load.Connection, target: Target, question: Question) -
 def percentiles(answered: Answered) -> dict[str, float]:
     """The figures of latency; of fewer than a hundred answers the slowest is the p99."""
     return {f"p{each}_ms": answered.percentile(each) * 1000 for each in (50, 99)}
+
+
+def path_of(text: str) -> str:
+    """Its letters and digits, for the name of a repository or of an object."""
+    return "".join(each for each in text.lower() if each.isascii() and each.isalnum())
 
 
 def new_revisions(namespace: Namespace, names: Sequence[str]) -> list[Object]:

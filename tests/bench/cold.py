@@ -13,7 +13,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from bench import bodies, load
-from bench.bursts import ask, new_revisions, percentiles
+from bench.bursts import ask, new_revisions, path_of, percentiles
 from bench.load import Answered, Connection, Question, Target, WrongAnswerError
 from bench.rows import Bar, Found, Row
 from bench.world import Server, World
@@ -128,14 +128,14 @@ class _Cell:
                 connection.close()
 
     def _question(self, server: Server, group: str, tag: str) -> Question:
-        names = self._repositories(f"{server.name.replace(' ', '-')}/{group}")
+        names = self._repositories(f"{path_of(server.name)}/{group}")
         images = [self._world.registry.push(f"{each}:{tag}") for each in names]
         pod = bodies.pod(f"{group}-{tag}", images, namespace=self._namespace)
         return bodies.create(pod, server.digests)
 
     def _repositories(self, group: str) -> list[str]:
         cell = f"cold/{self._round_trip * 1000:g}ms/{self._count}"
-        return [f"{cell}/{group}/app{number}".lower() for number in range(self._count)]
+        return [f"{cell}/{group}/app{number}" for number in range(self._count)]
 
 
 class _Registry:
