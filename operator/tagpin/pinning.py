@@ -134,8 +134,8 @@ class Pinner:
         self._per_namespace = per_namespace
         self._turns: Slots[str] = Slots()
 
-    async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
-        """Decide about one pod within `budget` seconds; what can't be resolved is in the answer."""
+    def _known(self, admission: Admission) -> Verdict | None:
+        """The answer where nobody is asked, and no turn waited for: to most pods there are."""
         if leaves_alone(
             admission.pod,
             mode=admission.mode,
@@ -144,6 +144,23 @@ class Pinner:
             rules=self._rules,
         ):
             return Verdict(Result.UNTOUCHED)
+        if PINS_ANNOTATION in workload.annotations(admission.pod):
+            return None  # a second pass, or somebody's claims
+        subjects = _subjects(admission)
+        settled, asked = self._parse(subjects, admission, {})
+        if not asked:
+            return draw(admission, settled)
+        if (page := Page.recent(self._ledger, self._kinds, admission)) is None:
+            return None
+        recorded = _settled_by(page, asked, {})
+        if len(recorded) < len(asked):
+            return None
+        return draw(admission, _in_order(subjects, settled | recorded), page.standing)
+
+    async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
+        """Decide about one pod within `budget` seconds; what can't be resolved is in the answer."""
+        if (known := self._known(admission)) is not None:
+            return known
         seconds = self._budget if budget is None else min(budget, self._budget)
         arrived, deadline = self._now(), Deadline(asyncio.get_running_loop().time() + seconds)
         claims = from_annotation(workload.annotations(admission.pod).get(PINS_ANNOTATION))
@@ -204,7 +221,7 @@ class Pinner:
     ) -> Verdict:
         """The answer where somebody must be asked for some images."""
         page = await self._open(admission, asked, claims, deadline)
-        settled |= _known(asked, claims, page)
+        settled |= _settled_by(page, asked, claims)
         unsettled = {image: ref for image, ref in asked.items() if image not in settled}
         remarks: tuple[str, ...] = ()
         faults: tuple[Exception, ...] = ()
@@ -367,8 +384,8 @@ def _in_order(
     return {image: settled[image] for image in subjects if image in settled}
 
 
-def _known(
-    asked: Mapping[Image, Reference], claims: Mapping[str, Pin | Failure], page: Page
+def _settled_by(
+    page: Page, asked: Mapping[Image, Reference], claims: Mapping[str, Pin | Failure]
 ) -> dict[Image, Pin | Failure]:
     """What the ledger says about the images, before anybody else is asked."""
     known: dict[Image, Pin | Failure] = {}

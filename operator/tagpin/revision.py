@@ -162,7 +162,6 @@ def claim(pod: Pod, *, namespace: str, user: str, known: Kinds) -> Claim | None:
         return None
     if not kind.may_request(user):
         raise Unproven(f"the pods of a {owner.kind} are not created by {workload.shown(user)}")
-    owner = Owner(kind.api_version, kind.kind, owner.name, owner.uid)  # with strings that are kept
     made = Claim(sys.intern(namespace), owner, kind, label, template_hash)
     names = (namespace, owner.name, made.history or owner.name)
     is_fit = all(map(workload.is_object_name, names)) and len(owner.uid) <= MAX_UID

@@ -155,7 +155,7 @@ def draw(
             pins,
             message=message,
             notices=(message,),
-            audit=_audit(admission, pins, Result.REFUSED, standing),
+            audit=_audit(admission, pins, Result.REFUSED, standing, to_annotation(pins)),
             standing=standing,
         )
     images = _images(mode, settled)
@@ -165,11 +165,12 @@ def draw(
         result = Result.UNPINNED
     else:
         result = Result.PINNED if images else Result.UNTOUCHED
+    text = to_annotation(pins)
     notices = _bounded(list(_notices(mode, settled))) + (remarks if failures else ())
     return Verdict(
         result,
         pins,
-        operations=operations(admission.pod, images, _annotations(admission, pins, standing)),
+        operations=operations(admission.pod, images, _annotations(admission, pins, standing, text)),
         warnings=(
             *notices,
             *([standing.notice] if standing.notice else []),
@@ -177,7 +178,7 @@ def draw(
         ),
         notices=notices,
         facts=_bounded(list(_facts(admission, settled))),
-        audit=_audit(admission, pins, result, standing),
+        audit=_audit(admission, pins, result, standing, text),
         standing=standing,
     )
 
@@ -195,9 +196,9 @@ def _images(mode: Mode, settled: Mapping[Image, Pin | Failure]) -> dict[str, str
 
 
 def _annotations(
-    admission: Admission, pins: Mapping[str, Pin | Failure], standing: Standing
+    admission: Admission, pins: Mapping[str, Pin | Failure], standing: Standing, text: str
 ) -> dict[str, str | None]:
-    """What must become of every `tagpin.dev/` annotation.
+    """What must become of every `tagpin.dev/` annotation; `text` is that of the pins alone.
 
     On UPDATE those of the old pod stand; on CREATE nothing that came along does. The API
     server drops changes of metadata on `pods/ephemeralcontainers`.
@@ -212,7 +213,7 @@ def _annotations(
     before = from_annotation(old.get(PINS_ANNOTATION))
     record = {**before, **pins}
     if record != before:  # or a record that another version wrote stays as it is
-        wanted[PINS_ANNOTATION] = to_annotation(record)
+        wanted[PINS_ANNOTATION] = to_annotation(record) if before else text
     if standing.revision is not None and standing.is_recorded:
         wanted[REVISION_ANNOTATION] = standing.revision.record_name
     if standing.unrecorded:
@@ -221,7 +222,11 @@ def _annotations(
 
 
 def _audit(
-    admission: Admission, pins: Mapping[str, Pin | Failure], result: Result, standing: Standing
+    admission: Admission,
+    pins: Mapping[str, Pin | Failure],
+    result: Result,
+    standing: Standing,
+    text: str,
 ) -> dict[str, str]:
     """What this call did, for the cluster's audit log.
 
@@ -229,7 +234,7 @@ def _audit(
     """
     audit = {"mode": admission.mode.value, "result": result.value}
     if pins:
-        audit["pins"] = to_annotation(pins)
+        audit["pins"] = text
     if standing.revision is not None:
         audit["revision"] = standing.revision.record_name
     if standing.unrecorded:

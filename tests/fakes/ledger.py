@@ -43,8 +43,19 @@ class FakeLedger:
     """How many seconds each call was given."""
     overtaken_by: ImagePin | None = None
     """What another replica writes just before our first write."""
+    remembers: bool = False
+    """Whether what it has need not be asked for."""
     objects: dict[tuple[str, str], dict[str, Any]] | None = None
     """What the cluster has, by plural and name."""
+
+    def recent(self, claimed: Claim) -> Entry | None:
+        """Nothing, unless `remembers` makes it what `look_up` would say."""
+        if not self.remembers:
+            return None
+        owner = self.owners.get(claimed.owner.uid) or owner_of(claimed)
+        revision = proven(claimed, owner, {"metadata": owner["metadata"]})
+        record = self.records.get(revision.record_name)
+        return Entry(revision, record, self.created, has_pods=True) if record else None
 
     async def look_up(self, claimed: Claim, *, within: float) -> Entry:
         await self._called("look_up", within)

@@ -45,6 +45,7 @@ WRITING = [Mode.PIN, Mode.ENFORCE]
 UNRECORDED_PATH = "/metadata/annotations/tagpin.dev~1unrecorded"
 NOW = datetime(2026, 1, 1, 0, 16, 40, tzinfo=UTC)
 """What the fakes' clock says, unless it is told otherwise."""
+NGINX_OLD = Pin("nginx:1.25", OLD, Source.REGISTRY, NOW)
 
 
 def record_of(*pins: Pin, revision: Revision = REVISION) -> ImagePin:
@@ -1333,3 +1334,59 @@ async def test_the_record_on_a_pod_can_be_read_back() -> None:
     verdict = await shop.admit(admission)
 
     assert from_annotation(annotations_of(admission, verdict)[PINS_ANNOTATION]) == verdict.pins
+
+
+# What is in memory
+
+LIKE_THE_OTHERS = {
+    "a tag": create(),
+    "two tags": create(pod_of({"app": "nginx:1.25", "side": "redis:7"})),
+    "a digest beside it": create(pod_of({"app": "nginx:1.25", "side": f"redis@{REDIS}"})),
+    "what is no reference": create(pod_of({"app": "nginx:1.25", "side": "NGINX"})),
+    "in enforce": create(mode=Mode.ENFORCE),
+    "in audit": create(mode=Mode.AUDIT),
+    "a dry run": create(dry_run=True),
+    "with annotations": create(pod_of(annotations={"team": "a", "tagpin.dev/revision": "x"})),
+}
+UNLIKE = {
+    "an image that is not recorded": create(pod_of({"app": "nginx:1.25", "new": "busybox:1"})),
+    "another's pod": create(user="jane"),
+    "another revision's": create(pod_of(template="77aa")),
+    "a second pass": create(
+        pod_of({"app": f"nginx:1.25@{OLD}"}, {PINS_ANNOTATION: to_annotation({"app": NGINX_OLD})})
+    ),
+    "an update": replace(create(), operation="UPDATE", old=pod_of({"app": "nginx:1"})),
+}
+
+
+def remembering(*, remembers: bool) -> Shop:
+    shop = Shop(remembers=remembers)
+    shop.keep(NGINX_OLD, Pin("redis:7", OTHER, Source.STALE, NOW))
+    return shop
+
+
+@pytest.mark.parametrize("admission", LIKE_THE_OTHERS.values(), ids=LIKE_THE_OTHERS)
+async def test_what_is_in_memory_leads_to_the_same_verdict(admission: Admission) -> None:
+    asked, knowing = remembering(remembers=False), remembering(remembers=True)
+    assert await knowing.admit(admission) == await asked.admit(admission)
+    assert asked.ledger.calls == ["look_up"]
+    assert knowing.ledger.calls == []
+
+
+@pytest.mark.parametrize("admission", UNLIKE.values(), ids=UNLIKE)
+async def test_what_memory_cannot_tell_is_asked_for(admission: Admission) -> None:
+    asked, knowing = remembering(remembers=False), remembering(remembers=True)
+    assert await knowing.admit(admission) == await asked.admit(admission)
+    assert knowing.ledger.calls == asked.ledger.calls
+
+
+async def test_who_is_in_memory_waits_for_nobodys_turn() -> None:
+    shop = remembering(remembers=True)
+    pinner = shop.replica(shop.resolver, per_namespace=1, budget=0.5)
+    shop.resolver.answers["docker.io/library/slow:1"] = HANGS
+    slow = asyncio.create_task(pinner.admit(create(pod_of({"app": "slow:1"}, template="77aa"))))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(0.2):
+        assert (await pinner.admit(create())).result is Result.PINNED
+    assert not slow.done()
+    await slow

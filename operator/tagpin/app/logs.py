@@ -16,7 +16,8 @@ from tagpin.pins import Failure
 from tagpin.reference import shortened
 from tagpin.verdict import Admission, Verdict
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "settings"}
+_EVERY = len(vars(logging.makeLogRecord({})))
+_STANDARD = frozenset({"message", "asctime", "settings"})
 
 MAX_PINS = 50
 """Images of one pod that its line names."""
@@ -153,4 +154,6 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _extra(record: logging.LogRecord) -> Mapping[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    # What was given as `extra` stands behind what every record has.
+    own = itertools.islice(vars(record).items(), _EVERY, None)
+    return {key: value for key, value in own if key not in _STANDARD}

@@ -128,10 +128,19 @@ class ClusterLedger:
         self._siblings: Cache[Claim, Sequence[Pod]] = _held(clock)
         self._histories: Cache[tuple[str, str], Sequence[ImagePin]] = _held(clock)
 
+    def recent(self, claimed: Claim) -> Entry | None:
+        """Find both in memory (`tagpin.ledger.Ledger`)."""
+        if (proof := self._proofs.young(claimed, max_age=self._record_ttl)) is None:
+            return None
+        key = _key(proof.value.revision)
+        if (record := self._records.young(key, max_age=self._record_ttl)) is None:
+            return None
+        return _entry(proof.value, record.value, is_new=False)
+
     async def look_up(self, claimed: Claim, *, within: float) -> Entry:
         """Prove a claim, and find the revision's record (`tagpin.ledger.Ledger`)."""
-        if (known := self._known(claimed)) is not None:
-            return known
+        if (recent := self.recent(claimed)) is not None:
+            return recent
         try:
             async with _reading(within):
                 return await self._look_up(claimed)
@@ -220,15 +229,6 @@ class ClusterLedger:
             if proof.revision != before:
                 record = await self._record(proof.revision)
         return _entry(proof, record, is_new=is_new)
-
-    def _known(self, claimed: Claim) -> Entry | None:
-        """The entry, if all of it is young enough not to be read again."""
-        if (proof := self._proofs.young(claimed, max_age=self._record_ttl)) is None:
-            return None
-        key = _key(proof.value.revision)
-        if (record := self._records.young(key, max_age=self._record_ttl)) is None:
-            return None
-        return _entry(proof.value, record.value, is_new=False)
 
     def _remembered(self, claimed: Claim) -> Entry | None:
         """The entry as it was once, if it has a record: that there is none is not remembered."""
