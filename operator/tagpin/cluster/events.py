@@ -69,12 +69,13 @@ class EventRecorder:
 
     def record(self, admission: Admission, verdict: Verdict, _seconds: float) -> None:
         """Queue what one decision has to tell (`tagpin.cluster.admission.Observer`)."""
-        if admission.dry_run:
+        standing = verdict.standing
+        if admission.dry_run or not (verdict.notices or verdict.facts or standing.is_fault):
             return
         involved = _workload(admission, verdict)
         for notice in verdict.notices:
             self._queue(self._event(involved, "Warning", NOT_PINNED, notice))
-        if notice := verdict.standing.notice:
+        if notice := standing.notice:
             self._queue(self._event(involved, "Warning", NOT_RECORDED, notice))
         for fact in verdict.facts:
             self._queue(self._event(_pod(admission), "Normal", PINNED, fact))
