@@ -57,6 +57,7 @@ class Target:
     """A URL of a webhook, and the CA that it is known by."""
 
     def __init__(self, url: str, ca: Path | str) -> None:
+        self.url = url
         parts = urlsplit(url)
         assert parts.hostname
         self.host, self.port = parts.hostname, parts.port or 443

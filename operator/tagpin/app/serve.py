@@ -25,8 +25,8 @@ TLS_BUFFER = 64 * 1024
 """Bytes for what arrives on one TLS connection; a record of TLS has 16 KiB (RFC 8446 §5.1)."""
 
 COLLECTIONS = (3000, 10, 10)
-"""When Python looks for cycles. A review leaves some, and at every 700 new objects, as is usual, the
-looking takes 6 % of the time; at 10,000, the longest answers take longer."""
+"""When Python looks for cycles. A review leaves some, and at every 700 new objects, as is usual,
+the looking takes 6 % of the time; at 10,000, the longest answers take longer."""
 
 log = logging.getLogger(__name__)
 
