@@ -55,6 +55,16 @@ CHAOS_SECONDS ?= 300
 chaos: $(READY) tools ## Break everything at random under load for CHAOS_SECONDS, by CHAOS_SEED
 	@PYTHONPATH=tests $(BIN)/python -m chaos.run --seconds $(CHAOS_SECONDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
+# What it can be told: make bench BENCH=--help
+BENCH ?=
+.PHONY: bench
+bench: $(READY) tools ## Measure what tagpin costs, with tables and plots in bench-results
+	@PYTHONPATH=tests $(BIN)/python -m bench.run $(BENCH)
+
+.PHONY: soak
+soak: $(READY) tools ## Serve at a steady rate for 10 minutes, and see that nothing grows
+	@PYTHONPATH=tests $(BIN)/python -m bench.run --soak $(BENCH)
+
 .PHONY: coverage
 coverage: $(READY) tools ## Run every test and say which lines none of them reached
 	@$(BIN)/coverage run -m pytest; status=$$?; $(BIN)/coverage combine --quiet; $(BIN)/coverage report --show-missing; exit $$status

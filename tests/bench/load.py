@@ -6,6 +6,7 @@ connections are made.
 
 import asyncio
 import itertools
+import socket
 import ssl
 import time
 from array import array
@@ -139,6 +140,12 @@ class Connection(asyncio.Protocol):
             body = received[self._begin : self._end]
             self._received, self._end = b"", -1
             self._answered(body)
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

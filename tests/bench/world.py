@@ -4,7 +4,6 @@ Whoever is measured has a core of its own, and everybody else shares the other o
 """
 
 import os
-import socket
 import ssl
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 from bench import bare, machine
 from bench.away import Away, black_hole
 from bench.bodies import Digests
-from bench.load import Target
+from bench.load import Target, accepts
 from cluster.authority import Authority, Issued
 from cluster.controlplane import ControlPlane
 from cluster.installation import Installation, Replica
@@ -187,16 +186,11 @@ def _running(
         name, command, log=folder / f"{name}.log", environ={**os.environ, **environment}
     )
     try:
-        running.wait_until(lambda: _accepts(port), seconds=30)
+        running.wait_until(lambda: accepts(LOOPBACK, port), seconds=30)
         machine.stay_on(machine.SERVERS, [running.pid])
         yield running.pid
     finally:
         running.stop()
-
-
-def _accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def _serving(issued: Issued) -> ssl.SSLContext:
