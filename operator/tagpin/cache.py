@@ -120,8 +120,11 @@ class Cache(Generic[K, V]):
 
     def young(self, key: K, *, max_age: float = math.inf) -> Answer[V] | None:
         """What `get` would answer from a value in the cache; counts as that."""
-        kept = self._values.get(key)
-        if kept is None or kept.started < self._clock() - max_age:
+        try:
+            kept = self._values[key]
+        except KeyError:
+            return None
+        if kept.started < self._clock() - max_age:
             return None
         self._observe(Use.HIT)
         return Answer(kept.value, kept.started, Use.HIT)

@@ -91,7 +91,7 @@ class Claim:
 
     namespace: str
     owner: Owner
-    kind: Kind
+    kind: Kind = field(compare=False)  # the owner's apiVersion and kind say it already
     label: str
     """The label that `hash` stands in; empty where the owner itself is the revision."""
     hash: str
