@@ -35,6 +35,7 @@ from bench.load import Target, accepts
 from bench.rows import Found
 from bench.world import World, world
 
+MEMORY = "memory"
 SCENARIOS: dict[str, Callable[[World], Found]] = {
     "start": start.measure,
     "warm": warm.measure,
@@ -44,9 +45,9 @@ SCENARIOS: dict[str, Callable[[World], Found]] = {
     "blackhole": blackhole.measure,
     "endtoend": endtoend.measure,
     "steady": steady.measure,
-    "memory": memory.measure,
+    MEMORY: memory.measure,
 }
-"""In the order in which they are run: the last one fills all that there is to fill."""
+"""In the order in which they are run."""
 SOAK = 600
 """Seconds."""
 PATIENCE = 600.0
@@ -65,15 +66,24 @@ def main() -> int:
         if arguments.soak:
             founds.append(steady.measure(here, seconds=SOAK))
         for name in () if arguments.soak else arguments.only:
-            began = time.monotonic()
-            founds.append(SCENARIOS[name](here))
-            console.print(f"{name}: {time.monotonic() - began:.0f} s")
-            # Whatever comes later, this has been measured.
-            report.write(founds, arguments.out, described)
+            if name != MEMORY:
+                founds.append(_measured(console, name, here))
+                report.write(founds, arguments.out, described)  # whatever comes later
+    if MEMORY in arguments.only and not arguments.soak:
+        with world() as here:  # another process, which has done nothing yet
+            founds.append(_measured(console, MEMORY, here))
     report.write(founds, arguments.out, described)
     report.show(console, founds)
     console.print(f"JSON, tables and plots are in {arguments.out}/")
     return 0
+
+
+def _measured(console: Console, name: str, here: World) -> Found:
+    began = time.monotonic()
+    found = SCENARIOS[name](here)
+    resident = machine.resident(here.replica.pid) / 2**20
+    console.print(f"{name}: {time.monotonic() - began:.0f} s; tagpin has {resident:.0f} MiB by now")
+    return found
 
 
 def _arguments() -> argparse.Namespace:

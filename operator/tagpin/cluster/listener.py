@@ -154,8 +154,8 @@ class Listener:
         self._accepting: list[asyncio.Task[None]] = []
         self._greetings: dict[asyncio.Task[None], str] = {}
         """Handshakes under way and their peers, the oldest first."""
-        self._strangers: dict[Caller, None] = {}
-        """Connections that no review was answered on, the oldest first."""
+        self._strangers: dict[Caller, asyncio.TimerHandle] = {}
+        """Connections that no review was answered on, the oldest first, and what expects one."""
         self._known: dict[Caller, None] = {}
         """The others, the one first that has been of no use for longest."""
         self._hush = Hush()
@@ -180,11 +180,8 @@ class Listener:
 
     def answered(self, caller: Caller) -> None:
         """Take note that a review was answered: this connection is of use."""
-        for callers in (self._strangers, self._known):
-            if caller in callers:
-                del callers[caller]
-                self._known[caller] = None
-                return
+        if self._forget(caller):
+            self._known[caller] = None
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -215,7 +212,7 @@ class Listener:
         for callers in (self._strangers, self._known):
             idle = next((each for each in callers if not each.is_busy), None)
             if idle is not None:
-                del callers[idle]
+                self._forget(idle)
                 self._reject(Rejection.CROWDED, _peer(idle), "too many connections: one is closed")
                 idle.abort()
                 return True
@@ -257,18 +254,28 @@ class Listener:
             log.error("a handshake failed; please report this", exc_info=fault)
 
     def _meet(self, caller: Caller) -> None:
-        self._strangers[caller] = None
         loop = asyncio.get_running_loop()
-        loop.call_later(self._limits.first_request, self._expect_request, caller)
+        self._strangers[caller] = loop.call_later(
+            self._limits.first_request, self._expect_request, caller
+        )
 
     def _expect_request(self, caller: Caller) -> None:
-        if caller in self._strangers and not caller.has_asked:
+        if not caller.has_asked:
             self._reject(Rejection.SILENCE, _peer(caller), "a connection asked for nothing")
             caller.abort()
 
     def _lose(self, caller: Caller) -> None:
-        self._strangers.pop(caller, None)
-        self._known.pop(caller, None)
+        self._forget(caller)
+
+    def _forget(self, caller: Caller) -> bool:
+        """Drop a connection, and whatever would keep it in memory; whether it was there."""
+        if (expecting := self._strangers.pop(caller, None)) is not None:
+            expecting.cancel()
+            return True
+        if caller in self._known:
+            del self._known[caller]
+            return True
+        return False
 
     def _reject(self, rejection: Rejection, peer: str, message: str) -> None:
         self._rejected(rejection)
