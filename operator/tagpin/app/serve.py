@@ -24,7 +24,7 @@ PODS = Resource("", "v1", "pods", kind="Pod", singular="pod", namespaced=True)
 TLS_BUFFER = 32 * 1024
 """Bytes for what arrives on one TLS connection; a record of TLS has 16 KiB (RFC 8446 §5.1)."""
 
-COLLECTIONS = (3000, 10, 10)
+COLLECTIONS = (3000, 5, 5)
 """When Python looks for cycles. A review leaves some, and at every 700 new objects, as is usual,
 the looking takes 6 % of the time; at 10,000, the longest answers take longer."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import gzip
 import io
 import json
@@ -32,7 +33,7 @@ from tagpin.certificates import issue_ca, issue_serving
 from tagpin.cluster import admission
 from tagpin.cluster.clients import RECHECK, Clients
 from tagpin.cluster.context import LiveContext
-from tagpin.cluster.listener import USUAL, Limits, Rejection
+from tagpin.cluster.listener import USUAL, Caller, Limits, Rejection
 from tagpin.cluster.server import MAX_BODY, MAX_OF_ONE, TIMEOUT, WebhookServer, _timeout
 from tagpin.errors import Reason, Unresolvable
 from tagpin.keychain import Keychain
@@ -928,3 +929,21 @@ async def test_a_pod_that_the_api_server_would_reject_is_answered_all_the_same(
         assert "tagpin failed" not in json.dumps(response)
         if "patch" in response:
             jsonpatch.apply_patch(new, patch(response))
+
+
+async def test_a_connection_that_has_gone_leaves_nothing_behind(webhook: Webhook) -> None:
+    """With its buffers, it would be in memory for as long as its first request was expected."""
+
+    def callers() -> int:
+        gc.collect()
+        return sum(isinstance(each, Caller) for each in gc.get_objects())
+
+    before = callers()
+    for _ in range(5):
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", webhook.port, ssl=webhook.certificate.trust
+        )
+        writer.close()
+        await writer.wait_closed()
+    await asyncio.sleep(0.1)
+    assert callers() <= before + 1  # the one that the loop looked at last
