@@ -21,7 +21,7 @@ from tagpin.settings import Settings
 
 PODS = Resource("", "v1", "pods", kind="Pod", singular="pod", namespaced=True)
 
-TLS_BUFFER = 32 * 1024
+TLS_BUFFER = 16 * 1024
 """Bytes for what arrives on one TLS connection; a record of TLS has 16 KiB (RFC 8446 §5.1)."""
 
 COLLECTIONS = (3000, 5, 5)
