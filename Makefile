@@ -40,7 +40,7 @@ tools: $(READY) ## Build the real programs of the cluster tests into a per-user 
 .PHONY: test
 test: $(READY) tools ## Run every test
 	@# Three parts at once, since those of the control plane mostly wait; one is shown as it goes.
-	@$(BIN)/pytest tests/unit tests/contract tests/fuzz tests/flow tests/chaos >$(VENV)/test-1.log 2>&1 & one=$$!; \
+	@$(BIN)/pytest tests/unit tests/contract tests/fuzz tests/flow tests/bench tests/chaos >$(VENV)/test-1.log 2>&1 & one=$$!; \
 	$(BIN)/pytest tests/cluster/test_[i-z]*.py >$(VENV)/test-2.log 2>&1 & two=$$!; \
 	$(BIN)/pytest tests/cluster/admission tests/cluster/revisions tests/cluster/test_[a-h]*.py; status=$$?; \
 	wait $$one || status=1; wait $$two || status=1; cat $(VENV)/test-[12].log; exit $$status

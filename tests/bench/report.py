@@ -58,8 +58,8 @@ def write(founds: Sequence[Found], folder: Path, machine: Mapping[str, str]) -> 
     (folder / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "bench.md").write_text(_markdown(founds, machine))
     _plot_rows(founds, "warm", "per_second", folder / "warm.png")
-    _plot_rows(founds, "new image", "p50_ms", folder / "cold.png")
-    _plot_rows(founds, "end to end", "seconds", folder / "end-to-end.png")
+    _plot_rows(founds, "ms away, ", "p50_ms", folder / "cold.png")
+    _plot_rows(founds, "through the API server", "seconds", folder / "end-to-end.png")
     _plot_series(founds, folder / "steady.png")
 
 
@@ -122,8 +122,8 @@ def _plot_rows(founds: Iterable[Found], word: str, figure: str, file: Path) -> N
     axes.set_yticks([at + 0.4 - height / 2 for at in range(len(scenarios))], scenarios)
     axes.invert_yaxis()
     axes.set_xlabel(COLUMNS[figure])
-    axes.margins(x=0.12)
-    axes.legend()
+    axes.margins(x=0.12, y=0.01)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     plt.savefig(file, dpi=120)
     plt.close()
 
@@ -137,9 +137,10 @@ def _plot_series(founds: Iterable[Found], file: Path) -> None:
         len(row.series), figsize=(10, 2 * len(row.series)), sharex=True, layout="constrained"
     )
     for axes, (name, values) in zip(all_axes, row.series.items(), strict=True):
-        axes.plot(values)
+        began = len(values) // 20  # connections are made, and all is new
+        axes.plot(range(began, len(values)), values[began:])
         axes.set_ylabel(name.replace("_", " "))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(values[began:]) or 1)
     all_axes[-1].set_xlabel("seconds")
     all_axes[0].set_title(f"{row.scenario}: {row.server}")
     plt.savefig(file, dpi=120)

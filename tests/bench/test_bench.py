@@ -8,16 +8,18 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from rich.console import Console
 
-from bench import bare, bodies, load
+from bench import bare, bodies, load, report
 from bench.away import Away, black_hole
 from bench.bursts import burst
 from bench.load import Answered, Question, Target, WrongAnswerError
-from bench.rows import Bar
+from bench.rows import Bar, Found, Row
 from cluster.authority import Authority
 from cluster.programs import LOOPBACK
 from fakes.registry import FakeRegistry
@@ -251,3 +253,29 @@ async def seconds_to_ask(away: Away) -> list[float]:
     writer.close()
     await writer.wait_closed()
     return taken
+
+
+# What is printed
+
+
+def test_the_report_has_every_row_and_says_which_bar_is_missed(tmp_path: Path) -> None:
+    rows = [
+        Row("warm", "tagpin", {"per_second": 1234.5, "requests": 1.0}),
+        Row("steady", "tagpin", {"p50_ms": 0.5}, {"p50_ms": [1.0] * 20, "tasks": [0.0] * 20}),
+    ]
+    bars = [Bar("fast", 2.5, at_least=3.3), Bar("small", 1, at_most=2)]
+    found = [Found(rows, bars)]
+
+    report.write(found, tmp_path, {"machine": "2 cores"})
+    console = Console(record=True, width=200)
+    report.show(console, found)
+
+    assert {each.name for each in tmp_path.iterdir()} == {
+        *("bench.json", "bench.md", "warm.png", "steady.png")
+    }
+    text = (tmp_path / "bench.md").read_text()
+    assert "| warm | tagpin | 1234 |  |  |  |  | requests 1 |" in text
+    assert "| fast | 2.50 | ≥ 3.3 | no |" in text
+    assert "| small | 1 | ≤ 2 | yes |" in text
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][1]["series"]["tasks"]
+    assert console.export_text().count("MISSED") == 1
