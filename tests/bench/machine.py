@@ -51,7 +51,7 @@ def described() -> dict[str, str]:
     names = ("aiohttp", "cachetools", "kopf", "jsonpatch", "kubernetes", "orjson", "uvloop")
     return {
         "machine": f"{os.cpu_count()} cores, {model}",
-        "system": f"{platform.system()} {platform.release().partition("-")[0]}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         **{name: version(name) for name in names},
     }
