@@ -2,7 +2,6 @@
 
 import base64
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +10,9 @@ import jsonpatch
 
 from bench.load import Question, WrongAnswerError
 from cluster.namespaces import Object, admission_review, controller_reference
+from stages.played import REPLICASET_CONTROLLER as CONTROLLER
 
 NAMESPACE = "bench"
-CONTROLLER = {
-    "username": "system:serviceaccount:kube-system:replicaset-controller",
-    "uid": str(uuid.UUID(int=1)),
-    "groups": [
-        "system:serviceaccounts",
-        "system:serviceaccounts:kube-system",
-        "system:authenticated",
-    ],
-}
 MAX_VERIFIED = 64
 """Answers to one question that are remembered, word by word, as right."""
 

@@ -129,8 +129,10 @@ def _pod(namespace: Namespace, owner: Object, image: str, number: int) -> Object
 # What other scenarios take from here
 
 
-async def burst(target: Target, questions: Sequence[Question], *, connections: int) -> Answered:
-    """Each question once, as soon as one of the connections is free."""
+async def burst(
+    target: Target, questions: Sequence[Question], *, connections: int, longest: float = LONGEST
+) -> Answered:
+    """Each question once, as soon as one of the connections is free, for `longest` seconds."""
     made = await load.connect(target, connections)
     waiting = iter(questions)
     taken = array("d")
@@ -138,7 +140,7 @@ async def burst(target: Target, questions: Sequence[Question], *, connections: i
 
     async def send(connection: load.Connection) -> None:
         for question in waiting:
-            if time.perf_counter() > began + LONGEST:
+            if time.perf_counter() > began + longest:
                 return
             taken.append(await ask(connection, target, question))
 

@@ -4,17 +4,17 @@ They are filled in through a control plane: ten thousand ReplicaSets, a review o
 records that come of it. A second replica, which knows ten, tells what their number costs.
 """
 
-import asyncio
+import math
 import statistics
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from bench import bodies, creating, load, machine
+from bench.bursts import burst
 from bench.creating import ApiServer
 from bench.endtoend import on_both_cores, standing_still
-from bench.load import Answered, Connection, Question, Target, WrongAnswerError
+from bench.load import Answered, Question, Target, WrongAnswerError
 from bench.rows import Bar, Figures, Found, Row, medians
 from bench.world import World
 from cluster.installation import SERVICE_ACCOUNT, Replica
@@ -139,31 +139,7 @@ def _question(world: World, namespace: str, owner: Object, images: Sequence[str]
 
 def _each(target: Target, questions: Sequence[Question], clients: int = CLIENTS) -> Answered:
     """Ask every question once."""
-    return load.run(_ask(target, questions, clients))
-
-
-async def _ask(target: Target, questions: Sequence[Question], clients: int) -> Answered:
-    made = await load.connect(target, clients)
-    taken = array("d")
-    left = iter(questions)
-
-    async def client(connection: Connection) -> None:
-        for question in left:
-            request = target.request(question.body)
-            asked = time.perf_counter()
-            answer = await connection.answer(request)
-            taken.append(time.perf_counter() - asked)
-            question.check(answer)
-
-    try:
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for each in made:
-                group.create_task(client(each))
-        return Answered(taken, time.perf_counter() - began)
-    finally:
-        for each in made:
-            each.close()
+    return load.run(burst(target, questions, connections=clients, longest=math.inf))
 
 
 def _read_back(world: World, questions: Sequence[Question]) -> tuple[Answered, dict[str, int]]:
