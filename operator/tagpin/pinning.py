@@ -134,7 +134,7 @@ class Pinner:
         self._per_namespace = per_namespace
         self._turns: Slots[str] = Slots()
 
-    def _known(self, admission: Admission) -> Verdict | None:
+    def known(self, admission: Admission) -> Verdict | None:
         """The answer where nobody is asked, and no turn waited for: to most pods there are."""
         if leaves_alone(
             admission.pod,
@@ -159,7 +159,7 @@ class Pinner:
 
     async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
         """Decide about one pod within `budget` seconds; what can't be resolved is in the answer."""
-        if (known := self._known(admission)) is not None:
+        if (known := self.known(admission)) is not None:
             return known
         seconds = self._budget if budget is None else min(budget, self._budget)
         arrived, deadline = self._now(), Deadline(asyncio.get_running_loop().time() + seconds)

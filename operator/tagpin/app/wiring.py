@@ -19,7 +19,7 @@ from tagpin.app.logs import log_decision
 from tagpin.app.metrics import Metrics, memory_limit
 from tagpin.app.proxies import proxies as proxies_of
 from tagpin.certificates import parse_certificates
-from tagpin.cluster import admission
+from tagpin.cluster.admission import PATHS, Reviewer
 from tagpin.cluster.api import connect, disconnect
 from tagpin.cluster.clients import Clients
 from tagpin.cluster.credentials import ClusterPullSecrets
@@ -202,9 +202,11 @@ async def assemble(
             name=settings.lease,
             lease_duration=settings.lease_duration,
         )
+        reviewer = Reviewer(pinner, (metrics.observe_admission, log_decision, events.record))
         server = WebhookServer(
             certificate,
-            paths=admission.PATHS,
+            paths=PATHS,
+            recall=reviewer.recall,
             address=settings.address,
             port=settings.webhook_port,
             clients=clients,
@@ -212,8 +214,7 @@ async def assemble(
             rejected=lambda reason: metrics.rejected_connections.labels(reason.value).inc(),
         )
         handlers = kopf.OperatorRegistry()
-        observers = (metrics.observe_admission, log_decision, events.record)
-        admission.register(handlers, pinner, observers)
+        reviewer.register(handlers)
         operator = Operator(settings, metrics, certificate, events, election, server, handlers)
         metrics.ready.set_function(lambda: float(operator.not_ready() is None))
         metrics.reviews.set_function(lambda: server.reviews)

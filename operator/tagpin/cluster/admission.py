@@ -1,9 +1,9 @@
-"""kopf ⇄ pinning: a review becomes an Admission, a Verdict becomes kopf's answer. Nothing else."""
+"""kopf ⇄ pinning: the request of a review becomes an Admission, and gets a Verdict."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,51 +23,71 @@ Observer = Callable[[Admission, Verdict, float], None]
 log = logging.getLogger(__name__)
 
 
-def register(
-    registry: kopf.OperatorRegistry, pinner: Pinner, observers: Sequence[Observer] = ()
-) -> None:
-    """Add one handler for each mode to kopf's registry."""
-    for mode in Mode:
-        kopf.on.mutate("v1", "pods", id=mode.value, subresource="*", registry=registry)(
-            _handler(mode, pinner, observers)
-        )
+class Reviewer:
+    """Answers reviews: at once by `recall`, or as the handlers that kopf dispatches to."""
 
+    def __init__(self, pinner: Pinner, observers: Sequence[Observer] = ()) -> None:
+        self._pinner = pinner
+        self._observers = observers
 
-def _handler(mode: Mode, pinner: Pinner, observers: Sequence[Observer]) -> Any:
-    async def admit(*, dryrun: bool, warnings: list[str], **_: Any) -> None:
+    def recall(self, path: str, request: Mapping[str, Any]) -> Verdict | None:
+        """The verdict where nobody need be asked for it (`tagpin.cluster.server.Recall`).
+
+        So it is for most pods, and dispatching would take kopf longer than the decision takes us.
+        """
         started = time.perf_counter()
-        mine = exchange.get()
-        admission = _admission(mode, mine.request, dry_run=dryrun)
-        limit = asyncio.timeout(mine.limit)
         try:
-            async with limit:
-                verdict = await pinner.admit(admission, budget=mine.budget)
-        except Exception as error:  # noqa: BLE001 - the mode decides, not a fault of ours
-            if limit.expired():
-                log.warning(
-                    "a decision was cut after %.2f s: was the process stopped, or short of CPU? "
-                    "If not, please report this",
-                    mine.limit,
-                )
-                verdict = overdue(mode)
-            else:
-                verdict = replace(broken(mode), faults=(error,))
-        mine.verdict = verdict
-        for fault in verdict.faults:
-            log.error("a decision failed; please report this", exc_info=fault)
-        for observe in observers:
+            admission = _admission(Mode(path), request)
+            verdict = self._pinner.known(admission)
+        except Exception:  # noqa: BLE001 - it will happen to the handler too, which tells of it
+            return None
+        if verdict is None:
+            return None
+        self._tell(admission, verdict, time.perf_counter() - started)
+        return verdict
+
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Add one handler for each mode to kopf's registry."""
+        for mode in Mode:
+            kopf.on.mutate("v1", "pods", id=mode.value, subresource="*", registry=registry)(
+                self._handler(mode)
+            )
+
+    def _handler(self, mode: Mode) -> Any:
+        async def admit(**_: Any) -> None:
+            started = time.perf_counter()
+            mine = exchange.get()
+            admission = _admission(mode, mine.request)
+            limit = asyncio.timeout(mine.limit)
             try:
-                observe(admission, verdict, time.perf_counter() - started)
-            except Exception:  # nor must one in telling of it
+                async with limit:
+                    verdict = await self._pinner.admit(admission, budget=mine.budget)
+            except Exception as error:  # noqa: BLE001 - the mode decides, not a fault of ours
+                if limit.expired():
+                    log.warning(
+                        "a decision was cut after %.2f s: was the process stopped, or short of "
+                        "CPU? If not, please report this",
+                        mine.limit,
+                    )
+                    verdict = overdue(mode)
+                else:
+                    verdict = replace(broken(mode), faults=(error,))
+            mine.verdict = verdict
+            for fault in verdict.faults:
+                log.error("a decision failed; please report this", exc_info=fault)
+            self._tell(admission, verdict, time.perf_counter() - started)
+
+        return admit
+
+    def _tell(self, admission: Admission, verdict: Verdict, seconds: float) -> None:
+        for observe in self._observers:
+            try:
+                observe(admission, verdict, seconds)
+            except Exception:  # a fault in telling of it must not end the decision
                 log.exception("a decision could not be told of; please report this")
-        warnings.extend(verdict.warnings)
-        if not verdict.allowed:
-            raise kopf.AdmissionError(verdict.message, code=403)
-
-    return admit
 
 
-def _admission(mode: Mode, request: Any, *, dry_run: bool) -> Admission:
+def _admission(mode: Mode, request: Mapping[str, Any]) -> Admission:
     user = request["userInfo"]
     groups = user.get("groups")
     return Admission(
@@ -79,5 +99,5 @@ def _admission(mode: Mode, request: Any, *, dry_run: bool) -> Admission:
         subresource=request.get("subResource") or "",
         user=str(user.get("username") or ""),
         groups=tuple(map(str, groups)) if isinstance(groups, list) else (),
-        dry_run=dry_run,
+        dry_run=bool(request.get("dryRun")),
     )

@@ -30,7 +30,7 @@ from fakes.clock import FakeClock
 from fakes.ledger import FakeLedger
 from tagpin.app.serve import PODS, NoMemories
 from tagpin.certificates import issue_ca, issue_serving
-from tagpin.cluster import admission
+from tagpin.cluster.admission import PATHS, Reviewer
 from tagpin.cluster.clients import RECHECK, Clients
 from tagpin.cluster.context import LiveContext
 from tagpin.cluster.listener import USUAL, Caller, Limits, Rejection
@@ -139,15 +139,30 @@ async def running(
     pinner: Pinner | None = None,
     per_namespace: int = 32,
     limits: Limits = USUAL,
-    paths: Sequence[str] = admission.PATHS,
+    paths: Sequence[str] = PATHS,
+    recalls: bool = True,
 ) -> AsyncIterator[Webhook]:
     certificate = Certificate(clients)
     async with aiohttp.ClientSession() as session:
         refused: list[int] = []
         rejected: list[Rejection] = []
+        pinner = pinner or Pinner(
+            OneDigest(),
+            NoSecrets(),
+            FakeLedger(),
+            rules=Rules(),
+            kinds={},
+            now=lambda: datetime.now(UTC),
+            budget=5,
+            per_namespace=per_namespace,
+        )
+        decisions: list[tuple[Admission, Verdict]] = []
+        observe = [lambda one, two, _seconds: decisions.append((one, two))]
+        reviewer = Reviewer(pinner, observe)
         server = WebhookServer(
             certificate,
             paths=paths,
+            **({"recall": reviewer.recall} if recalls else {}),
             address="127.0.0.1",
             port=free_port,
             clients=clients,
@@ -159,19 +174,9 @@ async def running(
         webhook.rejected = rejected
         webhook.refused = refused
         webhook.port = free_port
+        webhook.decisions = decisions
         handlers = kopf.OperatorRegistry()
-        pinner = pinner or Pinner(
-            OneDigest(),
-            NoSecrets(),
-            FakeLedger(),
-            rules=Rules(),
-            kinds={},
-            now=lambda: datetime.now(UTC),
-            budget=5,
-            per_namespace=per_namespace,
-        )
-        observe = [lambda one, two, _seconds: webhook.decisions.append((one, two))]
-        admission.register(handlers, pinner, observe)
+        reviewer.register(handlers)
         insights = Insights()
         insights.webhook_resources.add(PODS)
         dispatch = partial(
@@ -262,6 +267,56 @@ async def test_what_no_handler_has_looked_at_is_not_let_in(unused_tcp_port: int)
         status, text, _ = await webhook.post("/sign", review())
 
     assert (status, text) == (400, "nobody has decided\n")
+
+
+KNOWN = {
+    "digests": pod(f"nginx:1@{DIGEST}", f"redis@{DIGEST}"),
+    "opted out": pod("nginx:1", labels={"tagpin.dev/pin": "disabled"}),
+    "no reference": pod("Nginx", f"redis@{DIGEST}"),
+    "no container": {"metadata": {}},
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("path", PATHS)
+async def test_kopf_and_whoever_is_behind_it_are_not_asked_for_what_is_known(
+    unused_tcp_port_factory: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    name: str,
+) -> None:
+    asked = review(object=KNOWN[name])
+    if name == "opted out" and path == "enforce":
+        pytest.skip("that knows no opt-out")
+    async with running(unused_tcp_port_factory(), recalls=False) as webhook:
+        by_kopf = await webhook.post(f"/{path}", asked)
+    monkeypatch.delattr(Pinner, "admit")
+
+    async with running(unused_tcp_port_factory()) as webhook:
+        at_once = await webhook.post(f"/{path}", asked)
+
+    assert at_once[:2] == by_kopf[:2]
+    assert len(webhook.decisions) == 1
+
+
+async def test_a_known_refusal_carries_its_reason(webhook: Webhook) -> None:
+    response = await webhook.review("/enforce", object=pod("Nginx"))
+
+    assert response["allowed"] is False
+    assert response["status"]["code"] == 403
+    assert "(invalid_reference)" in response["status"]["message"]
+
+
+async def test_a_fault_in_what_is_known_is_decided_by_the_mode(
+    webhook: Webhook, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pinner, "known", lambda *_: 1 / 0)
+
+    response = await webhook.review("/enforce", object=pod(f"nginx@{DIGEST}"))
+
+    assert response["allowed"] is False
+    assert caplog.text.count("a decision failed; please report this") == 1
+    assert len(webhook.decisions) == 1
 
 
 async def test_a_refusal_carries_its_reason_and_no_patch(webhook: Webhook) -> None:
