@@ -83,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._received = b""
         self._begin, self._end = 0, -1
+        self._is_chunked = False
         self._answered: Callable[[bytes], None] = lambda _: None
         self._failed: Callable[[Exception], None] = lambda _: None
 
@@ -131,15 +132,36 @@ class Connection(asyncio.Protocol):
                 return
             lines = received[:head].lower()
             length = lines.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            if not lines.startswith(b"http/1.1 200 ") or not length:
+            self._is_chunked = b"\r\ntransfer-encoding: chunked" in lines
+            if not lines.startswith(b"http/1.1 200 ") or not (length or self._is_chunked):
                 self._failed(WrongAnswerError(received[:500].decode(errors="replace")))
                 return
             self._begin = head + 4
-            self._end = self._begin + int(length)
-        if len(received) >= self._end:
-            body = received[self._begin : self._end]
+            self._end = self._begin + int(length or 0)
+        body = self._body(received)
+        if body is not None:
             self._received, self._end = b"", -1
             self._answered(body)
+
+    def _body(self, received: bytes) -> bytes | None:
+        """The body, once all of it is there."""
+        if self._is_chunked:
+            return _joined(received, self._begin)
+        return received[self._begin : self._end] if len(received) >= self._end else None
+
+
+def _joined(received: bytes, at: int) -> bytes | None:
+    """What is in the chunks from there on, once the last is there: RFC 9112 §7.1, no trailers."""
+    chunks: list[bytes] = []
+    while (line := received.find(b"\r\n", at)) >= 0:
+        size, begin = int(received[at:line].partition(b";")[0], 16), line + 2
+        at = begin + size + 2
+        if at > len(received):
+            break
+        if not size:
+            return b"".join(chunks)
+        chunks.append(received[begin : begin + size])
+    return None
 
 
 def accepts(host: str, port: int) -> bool:

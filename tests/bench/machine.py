@@ -2,13 +2,11 @@
 
 import os
 import platform
-import resource
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-TICK = 1 / os.sysconf("SC_CLK_TCK")
-PAGE = resource.getpagesize()
+import psutil
 
 SERVERS, CLIENTS = {0}, {1}
 """The core of whoever is measured, and that of all others."""
@@ -18,24 +16,36 @@ BOTH = SERVERS | CLIENTS
 def stay_on(cores: set[int], pids: Iterable[int] = ()) -> None:
     """Keep processes to some cores, with all threads; without any, this one and its children."""
     for pid in tuple(pids) or (os.getpid(),):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cores)
+        for thread in psutil.Process(pid).threads():
+            os.sched_setaffinity(thread.id, cores)
 
 
 def cpu_seconds(pid: int) -> float:
     """What a process has used by now, in user and system mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def resident(pid: int) -> int:
     """Bytes of a process in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    return psutil.Process(pid).memory_info().rss
 
 
 def descriptors(pid: int) -> int:
     """How many files and sockets a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return psutil.Process(pid).num_fds()
+
+
+def listener(port: int) -> int | None:
+    """The process that listens on a port of this machine, if we may know."""
+    return next(
+        (
+            each.pid
+            for each in psutil.net_connections("tcp")
+            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
+        ),
+        None,
+    )
 
 
 def described() -> dict[str, str]:

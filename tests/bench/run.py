@@ -12,9 +12,10 @@ it says where, and by which CA that is known, and waits until the peer answers.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -33,7 +34,7 @@ from bench import (
 )
 from bench.load import Target, accepts
 from bench.rows import Found
-from bench.world import World, world
+from bench.world import Server, World, world
 
 MEMORY = "memory"
 SCENARIOS: dict[str, Callable[[World], Found]] = {
@@ -61,8 +62,9 @@ def main() -> int:
     for key, value in described.items():
         console.print(f"{key}: {value}", highlight=False)
     founds: list[Found] = []
-    with world(_peers(arguments)) as here:
-        _wait_for_peers(console, here, arguments)
+    with world() as here:
+        if arguments.peer:
+            _add_peers(console, here, arguments)
         if arguments.soak:
             founds.append(steady.measure(here, seconds=SOAK))
         for name in () if arguments.soak else arguments.only:
@@ -105,26 +107,31 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _peers(arguments: argparse.Namespace) -> Sequence[tuple[str, Target]]:
-    pairs = zip(arguments.peer, arguments.ca, strict=True)
-    return [(peer.partition("=")[0], Target(peer.partition("=")[2], ca)) for peer, ca in pairs]
-
-
-def _wait_for_peers(console: Console, here: World, arguments: argparse.Namespace) -> None:
-    if not here.peers:
-        return
-    ca = arguments.out / "registry-ca.crt"
+def _add_peers(console: Console, here: World, arguments: argparse.Namespace) -> None:
+    """Wait until all of them answer."""
     arguments.out.mkdir(parents=True, exist_ok=True)
+    ca = arguments.out / "registry-ca.crt"
     ca.write_bytes(here.authority.certificate.read_bytes())
     console.print(f"the images are at {here.registry.host}, known by {ca}")
-    for peer in here.peers:
-        console.print(f"waiting for {peer.name} at {peer.target.url}")
+    for peer, known_by in zip(arguments.peer, arguments.ca, strict=True):
+        name, _, url = peer.partition("=")
+        console.print(f"waiting for {name} at {url}")
         until = time.monotonic() + PATIENCE
-        while not accepts(peer.target.host, peer.target.port):
+        parts = urlsplit(url)
+        while not (known_by.exists() and accepts(parts.hostname, parts.port)):
             if time.monotonic() > until:
-                console.print(f"{peer.name} does not answer", style="red")
+                console.print(f"{name} does not answer", style="red")
                 sys.exit(1)
             time.sleep(0.2)
+        server = Server(
+            name,
+            Target(url, known_by),
+            here.registry.digests.__getitem__,
+            machine.listener(parts.port),
+        )
+        if server.pid is not None:
+            machine.stay_on(machine.SERVERS, [server.pid])
+        here.peers.append(server)
 
 
 if __name__ == "__main__":

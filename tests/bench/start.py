@@ -2,6 +2,7 @@
 
 import http
 import json
+import os
 import signal
 import statistics
 import time
@@ -77,7 +78,7 @@ def _is_ready(replica: Replica) -> bool:
 def _started(pid: int) -> float:
     """When a process began, in seconds since the machine did, to a hundredth (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[19]) * machine.TICK
+    return float(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

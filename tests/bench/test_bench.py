@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,7 +16,7 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
-from bench import bare, bodies, load, report
+from bench import bare, bodies, load, machine, report
 from bench.away import Away, black_hole
 from bench.bursts import burst
 from bench.load import Answered, Question, Target, WrongAnswerError
@@ -35,6 +36,32 @@ async def test_answers_of_the_bare_handler_are_right(authority: Authority) -> No
             answered = await each(target)
             assert len(answered.seconds) > 1
             assert 0 < answered.percentile(50) <= answered.percentile(99)
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+async def test_answers_may_come_in_chunks(authority: Authority, size: int) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        right = await bare.answer(request)
+        assert isinstance(right.body, bytes)
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        for begin in range(0, len(right.body), size):
+            await response.write(right.body[begin : begin + size])
+        await response.write_eof()
+        return response
+
+    async with serving(authority, answer) as target:
+        answered = await LOADS["closed"](target)
+
+    assert len(answered.seconds) > 1
+
+
+async def test_whoever_listens_on_a_port_is_found(authority: Authority) -> None:
+    async with serving(authority, bare.answer) as target:
+        assert machine.listener(target.port) == os.getpid()
+
+    assert machine.listener(target.port) is None
 
 
 async def test_an_answer_that_changes_nothing_is_right_where_nothing_may_change(

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ FOREVER = "1h"
 class Server:
     """A webhook that is measured, and what it must answer.
 
-    `pid` is None where somebody else has started it.
+    `pid` is None where it is not on this machine.
     """
 
     name: str
@@ -75,7 +75,8 @@ class World:
     tagpin: Server
     bare: Server
     stock: Server
-    peers: tuple[Server, ...]
+    peers: list[Server] = field(default_factory=list)
+    """Those that others have started."""
 
     @property
     def replica(self) -> Replica:
@@ -88,7 +89,7 @@ class World:
 
 
 @contextmanager
-def world(peers: Sequence[tuple[str, Target]] = (), **settings: Any) -> Iterator[World]:
+def world(**settings: Any) -> Iterator[World]:
     """Start all of it, and end it. `settings` are tagpin's."""
     machine.stay_on(machine.CLIENTS)
     with ExitStack() as stack:
@@ -138,7 +139,6 @@ def world(peers: Sequence[tuple[str, Target]] = (), **settings: Any) -> Iterator
             ),
             stack.enter_context(_bare(folder, issued, authority.certificate)),
             stack.enter_context(_stock(folder, issued, authority.certificate, control_plane)),
-            tuple(Server(name, target, public.digests.__getitem__) for name, target in peers),
         )
 
 
