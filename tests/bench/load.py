@@ -12,8 +12,9 @@ import time
 from array import array
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import uvloop
@@ -79,16 +80,19 @@ class Target:
 class Connection(asyncio.Protocol):
     """One connection: a request, its answer, and the next."""
 
+    takes_any_status = False
+    """Whether an answer may have another status than 200."""
+
     def __init__(self) -> None:
         self._transport: asyncio.Transport
-        self._received = b""
+        self._received = bytearray()
         self._begin, self._end = 0, -1
-        self._is_chunked = False
+        self.status = 0
         self._answered: Callable[[bytes], None] = lambda _: None
         self._failed: Callable[[Exception], None] = lambda _: None
 
     @classmethod
-    async def to(cls, target: Target) -> "Connection":
+    async def to(cls, target: Target) -> Self:
         """A connection, made."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(cls, target.host, target.port, ssl=target.tls)
@@ -125,43 +129,45 @@ class Connection(asyncio.Protocol):
         self._failed(exc or ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        received = self._received = self._received + data if self._received else data
+        received = self._received
+        received += data
         if self._end < 0:
             head = received.find(b"\r\n\r\n")
             if head < 0:
                 return
-            lines = received[:head].lower()
+            lines = bytes(received[:head]).lower()
             length = lines.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            self._is_chunked = b"\r\ntransfer-encoding: chunked" in lines
-            if not lines.startswith(b"http/1.1 200 ") or not (length or self._is_chunked):
+            self.status = int(lines[9:12])
+            is_chunked = b"\r\ntransfer-encoding: chunked" in lines
+            if not (self.takes_any_status or self.status == HTTPStatus.OK) or not (
+                length or is_chunked
+            ):
                 self._failed(WrongAnswerError(received[:500].decode(errors="replace")))
                 return
             self._begin = head + 4
-            self._end = self._begin + int(length or 0)
-        body = self._body(received)
-        if body is not None:
-            self._received, self._end = b"", -1
-            self._answered(body)
+            self._end = self._begin + int(length) if length else 0
+        if not self._end:
+            # JSON has no line breaks within its strings, so this is the last chunk.
+            if received.endswith(b"\r\n0\r\n\r\n"):
+                self._done(_joined(bytes(received[self._begin :])))
+        elif len(received) >= self._end:
+            self._done(bytes(received[self._begin : self._end]))
 
-    def _body(self, received: bytes) -> bytes | None:
-        """The body, once all of it is there."""
-        if self._is_chunked:
-            return _joined(received, self._begin)
-        return received[self._begin : self._end] if len(received) >= self._end else None
+    def _done(self, body: bytes) -> None:
+        self._received, self._end = bytearray(), -1
+        self._answered(body)
 
 
-def _joined(received: bytes, at: int) -> bytes | None:
-    """What is in the chunks from there on, once the last is there: RFC 9112 §7.1, no trailers."""
-    chunks: list[bytes] = []
-    while (line := received.find(b"\r\n", at)) >= 0:
-        size, begin = int(received[at:line].partition(b";")[0], 16), line + 2
-        at = begin + size + 2
-        if at > len(received):
-            break
+def _joined(chunks: bytes) -> bytes:
+    """The content of chunks (RFC 9112 §7.1)."""
+    parts, at = list[bytes](), 0
+    while True:
+        line = chunks.index(b"\r\n", at)
+        size = int(chunks[at:line], 16)
         if not size:
-            return b"".join(chunks)
-        chunks.append(received[begin : begin + size])
-    return None
+            return b"".join(parts)
+        parts.append(chunks[line + 2 : line + 2 + size])
+        at = line + 2 + size + 2
 
 
 def accepts(host: str, port: int) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,8 @@ def stay_on(cores: set[int], pids: Iterable[int] = ()) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """What a process has used by now, in user and system mode."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    # clock_getcpuclockid(3): to the nanosecond, where /proc has hundredths of a second.
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def resident(pid: int) -> int:
