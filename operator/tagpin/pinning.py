@@ -144,9 +144,10 @@ class Pinner:
             rules=self._rules,
         ):
             return Verdict(Result.UNTOUCHED)
-        if PINS_ANNOTATION in workload.annotations(admission.pod):
-            return None  # a second pass, or somebody's claims
         subjects = _subjects(admission)
+        # A second pass, or somebody's claims; and of so many images none is to be read twice.
+        if PINS_ANNOTATION in workload.annotations(admission.pod) or len(subjects) > MAX_IMAGES:
+            return None
         settled, asked = self._parse(subjects, admission, {})
         if not asked:
             return draw(admission, settled)

@@ -17,10 +17,9 @@ DEFAULT_TAG = "latest"
 MAX_PATH = 255
 """Characters of a normalised path, without its domain (reference.go: NameTotalLengthMax)."""
 
-REMEMBERED = 16 * 1024
-"""References that are remembered, as the same ones come again and again: with fewer than there are
-images, parsing takes a tenth of the time of a pod that all else is known about."""
-MAX_REMEMBERED = 256
+MAX_REMEMBERED = 16 * 1024
+"""References that are remembered: the same ones come again and again (docs/performance.md)."""
+MAX_REMEMBERED_LENGTH = 256
 """Characters of a text whose reference is remembered."""
 MAX_SHOWN = 300
 """Characters of a text that a message repeats."""
@@ -86,7 +85,7 @@ class Reference:
     def parse(cls, text: str) -> Self:
         """Read what a pod's author wrote; raise InvalidReference, which names the text."""
         try:
-            return cls(text, *(_remembered if len(text) <= MAX_REMEMBERED else _parts)(text))
+            return cls(text, *(_remembered if len(text) <= MAX_REMEMBERED_LENGTH else _parts)(text))
         except InvalidReference as error:
             raise InvalidReference(
                 error.kind, f"invalid image reference {_quoted(text)}: {error}"
@@ -119,10 +118,10 @@ def _parts(text: str) -> tuple[str, str, str | None, Digest | None]:
     if len(match["path"]) > MAX_PATH:
         raise InvalidReference("too_long", f"the name is longer than {MAX_PATH} characters")
     digest = Digest.parse(match["digest"]) if match["digest"] else None
-    return sys.intern(match["domain"]), match["path"], match["tag"], digest
+    return match["domain"], match["path"], match["tag"], digest
 
 
-_remembered = lru_cache(maxsize=REMEMBERED)(_parts)
+_remembered = lru_cache(maxsize=MAX_REMEMBERED)(_parts)
 
 
 def _split_domain(text: str) -> tuple[str, str]:

@@ -12,10 +12,10 @@ it says where, and by which CA that is known, and waits until the peer answers.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -51,6 +51,7 @@ SCENARIOS: dict[str, Callable[[World], Found]] = {
 """In the order in which they are run."""
 SOAK = 600
 """Seconds."""
+LOOPBACKS = ("127.0.0.1", "::1", "localhost")
 PATIENCE = 600.0
 """Seconds for a peer to be started."""
 
@@ -62,9 +63,8 @@ def main() -> int:
     for key, value in described.items():
         console.print(f"{key}: {value}", highlight=False)
     founds: list[Found] = []
-    with world() as here:
-        if arguments.peer:
-            _add_peers(console, here, arguments)
+    with world() as started:
+        here = replace(started, peers=tuple(_peers(console, started, arguments)))
         if arguments.soak:
             founds.append(steady.measure(here, seconds=SOAK))
         for name in () if arguments.soak else arguments.only:
@@ -107,8 +107,10 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _add_peers(console: Console, here: World, arguments: argparse.Namespace) -> None:
-    """Wait until all of them answer."""
+def _peers(console: Console, here: World, arguments: argparse.Namespace) -> Iterator[Server]:
+    """All of them, once they answer."""
+    if not arguments.peer:
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     ca = arguments.out / "registry-ca.crt"
     ca.write_bytes(here.authority.certificate.read_bytes())
@@ -117,21 +119,22 @@ def _add_peers(console: Console, here: World, arguments: argparse.Namespace) -> 
         name, _, url = peer.partition("=")
         console.print(f"waiting for {name} at {url}")
         until = time.monotonic() + PATIENCE
-        parts = urlsplit(url)
-        while not (known_by.exists() and accepts(parts.hostname, parts.port)):
+        while (target := _answering(url, known_by)) is None:
             if time.monotonic() > until:
                 console.print(f"{name} does not answer", style="red")
                 sys.exit(1)
             time.sleep(0.2)
-        server = Server(
-            name,
-            Target(url, known_by),
-            here.registry.digests.__getitem__,
-            machine.listener(parts.port),
-        )
-        if server.pid is not None:
-            machine.stay_on(machine.SERVERS, [server.pid])
-        here.peers.append(server)
+        pid = machine.listener(target.port) if target.host in LOOPBACKS else None
+        if pid is not None:
+            machine.stay_on(machine.SERVERS, [pid])
+        yield Server(name, target, here.registry.digests.__getitem__, pid)
+
+
+def _answering(url: str, ca: Path) -> Target | None:
+    if not ca.exists():
+        return None
+    target = Target(url, ca)
+    return target if accepts(target.host, target.port) else None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ FOREVER = "1h"
 class Server:
     """A webhook that is measured, and what it must answer.
 
-    `pid` is None where it is not on this machine.
+    `pid` is None where we cannot know it.
     """
 
     name: str
@@ -75,7 +75,7 @@ class World:
     tagpin: Server
     bare: Server
     stock: Server
-    peers: list[Server] = field(default_factory=list)
+    peers: tuple[Server, ...] = ()
     """Those that others have started."""
 
     @property

@@ -691,7 +691,9 @@ async def serving(keeper: CertificateKeeper) -> AsyncIterator[int]:
         response = {"uid": request["request"]["uid"], "allowed": True}
         return request | {"response": response}
 
-    server = WebhookServer(keeper, paths=["enforce"], address=LOOPBACK, port=port)
+    server = WebhookServer(
+        keeper, paths=["enforce"], known=lambda *_: None, address=LOOPBACK, port=port
+    )
     running = asyncio.create_task(_run(server(allow)))
     try:
         async with asyncio.timeout(20):

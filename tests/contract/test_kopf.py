@@ -57,19 +57,6 @@ async def test_a_handler_sees_the_exchange_of_its_own_request() -> None:
     assert seen == [mine]
 
 
-async def test_an_admission_error_becomes_a_refusal_with_its_code() -> None:
-    handlers = kopf.OperatorRegistry()
-
-    @kopf.on.mutate("v1", "pods", id="pin", subresource="*", registry=handlers)
-    async def pin(**_: Any) -> None:
-        raise kopf.AdmissionError("no", code=403)
-
-    answer = await dispatch(handlers, UPDATE, NoMemories())
-
-    assert answer["response"]["allowed"] is False
-    assert answer["response"]["status"] == {"message": "no", "code": 403}
-
-
 async def test_an_unknown_resource_is_a_webhook_error() -> None:
     other = {"group": "apps", "version": "v1", "resource": "deployments"}
     review = UPDATE | {"request": UPDATE["request"] | {"resource": other}}

@@ -941,6 +941,18 @@ async def test_only_so_many_images_of_a_pod_are_asked_for() -> None:
     assert f"only {MAX_IMAGES} images of a pod are resolved (unsupported)" in verdict.message
 
 
+@pytest.mark.parametrize(("count", "is_known"), [(MAX_IMAGES, True), (MAX_IMAGES + 1, False)])
+async def test_pods_of_very_many_images_are_read_once(count: int, *, is_known: bool) -> None:
+    """Whoever is in a hurry leaves them: what is not known is read by `admit`."""
+    images = {f"c{i}": f"nginx@{digest_of('nginx')}" for i in range(count)}
+    admission = create(pod_of(images))
+
+    known = pinner(FakeResolver()).known(admission)
+
+    assert (known is not None) is is_known
+    assert (await pinner(FakeResolver()).admit(admission)).result is Result.UNTOUCHED
+
+
 @pytest.mark.parametrize("mode", Mode)
 async def test_messages_name_only_so_many_images(mode: Mode) -> None:
     images = {f"c{i}": "Bad" + "x" * 100_000 for i in range(MAX_TOLD + 5)}

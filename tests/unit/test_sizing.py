@@ -8,9 +8,10 @@ from typing import Any
 from yarl import URL
 
 from conftest import Figure
+from tagpin import reference
 from tagpin.cache import Cache
 from tagpin.imagepin import ImagePin
-from tagpin.reference import Digest
+from tagpin.reference import MAX_REMEMBERED, MAX_REMEMBERED_LENGTH, Digest, Reference
 from tagpin.registry.flow import Registry
 from tagpin.registry.resolver import _Key, _Known
 
@@ -62,15 +63,43 @@ def test_ten_thousand_records_take_fifty_megabytes_at_most(figure: Figure) -> No
     assert taken < 50 * 2**20
 
 
+def test_all_remembered_references_take_twenty_megabytes_at_most(figure: Figure) -> None:
+    """Of the longest texts, and each with a host of its own: whoever creates pods chooses them."""
+
+    def parse() -> None:
+        for number in range(MANY):
+            host = f"{number}.{'h' * 60}.example"
+            Reference.parse(f"{host}/{'a' * 100}/{number}".ljust(MAX_REMEMBERED_LENGTH, "x"))
+
+    reference._remembered.cache_clear()
+    taken = traced(parse) * MAX_REMEMBERED / MANY
+    assert reference._remembered.cache_info().currsize == MANY
+    Reference.parse(f"{'a' * 200}:{'t' * 56}")  # one character too long
+    assert reference._remembered.cache_info().currsize == MANY
+    reference._remembered.cache_clear()
+    figure(f"memory of {MAX_REMEMBERED} remembered references", f"{taken / 2**20:.1f} MiB")
+    assert taken < 20 * 2**20
+
+
 def memory_of(fill: Callable[[Cache[Any, Any], int], None]) -> int:
     """Bytes of 10,000 entries of a cache that is filled, one by one."""
     cache: Cache[Any, Any] = Cache(maxsize=MANY, clock=lambda: 0.0)
-    tracemalloc.start()
-    try:
+
+    def fill_all() -> None:
         for number in range(MANY):
             fill(cache, number)
+
+    taken = traced(fill_all)
+    assert len(cache) == MANY
+    return 5 * taken
+
+
+def traced(work: Callable[[], None]) -> int:
+    """Bytes that are left of it."""
+    tracemalloc.start()
+    try:
+        work()
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(cache) == MANY
-    return 5 * taken
+    return taken

@@ -206,7 +206,7 @@ async def assemble(
         server = WebhookServer(
             certificate,
             paths=PATHS,
-            recall=reviewer.recall,
+            known=reviewer.known,
             address=settings.address,
             port=settings.webhook_port,
             clients=clients,

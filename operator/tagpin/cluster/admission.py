@@ -1,4 +1,4 @@
-"""kopf ⇄ pinning: the request of a review becomes an Admission, and gets a Verdict."""
+"""The request of a review becomes an Admission, and gets a Verdict: at once, or by way of kopf."""
 
 import asyncio
 import logging
@@ -24,26 +24,26 @@ log = logging.getLogger(__name__)
 
 
 class Reviewer:
-    """Answers reviews: at once by `recall`, or as the handlers that kopf dispatches to."""
+    """Answers reviews: at once where all is `known`, or as the handlers that kopf dispatches to."""
 
     def __init__(self, pinner: Pinner, observers: Sequence[Observer] = ()) -> None:
         self._pinner = pinner
         self._observers = observers
 
-    def recall(self, path: str, request: Mapping[str, Any]) -> Verdict | None:
-        """The verdict where nobody need be asked for it (`tagpin.cluster.server.Recall`).
+    def known(self, path: str, request: Mapping[str, Any]) -> Verdict | None:
+        """The verdict where nobody need be asked for it (`tagpin.cluster.server.Known`).
 
         So it is for most pods, and dispatching would take kopf longer than the decision takes us.
         """
         started = time.perf_counter()
+        mode = Mode(path)
+        admission = _admission(mode, request)
         try:
-            admission = _admission(Mode(path), request)
             verdict = self._pinner.known(admission)
-        except Exception:  # noqa: BLE001 - it will happen to the handler too, which tells of it
-            return None
-        if verdict is None:
-            return None
-        self._tell(admission, verdict, time.perf_counter() - started)
+        except Exception as error:  # noqa: BLE001 - the mode decides, not a fault of ours
+            verdict = replace(broken(mode), faults=(error,))
+        if verdict is not None:
+            self._tell(admission, verdict, time.perf_counter() - started)
         return verdict
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
@@ -73,13 +73,13 @@ class Reviewer:
                 else:
                     verdict = replace(broken(mode), faults=(error,))
             mine.verdict = verdict
-            for fault in verdict.faults:
-                log.error("a decision failed; please report this", exc_info=fault)
             self._tell(admission, verdict, time.perf_counter() - started)
 
         return admit
 
     def _tell(self, admission: Admission, verdict: Verdict, seconds: float) -> None:
+        for fault in verdict.faults:
+            log.error("a decision failed; please report this", exc_info=fault)
         for observe in self._observers:
             try:
                 observe(admission, verdict, seconds)

@@ -76,7 +76,7 @@ exchange: ContextVar[Exchange] = ContextVar("exchange")
 """The exchange of the request in hand; kopf's asynchronous handlers see it."""
 
 
-Recall = Callable[[str, Mapping[str, Any]], Verdict | None]
+Known = Callable[[str, Mapping[str, Any]], Verdict | None]
 """The verdict on a request to a path, where nobody need be asked for it."""
 
 
@@ -93,7 +93,7 @@ class Certificate(Protocol):
 class WebhookServer:
     """Serves `POST /<path>` over HTTPS; assign it to kopf's `settings.admission.server`.
 
-    A path is the id of a kopf handler, which is asked unless `recall` knows the answer. It listens
+    A path is the id of a kopf handler, which is asked unless the answer is `known`. It listens
     once there is a certificate. What is no review of a pod is answered with a 4xx, and what there
     is no room for with a 503; `refused` is told the status, `rejected` of connections that come to
     nothing. Only `clients` may call, if there are any; those with a flaw get a 403.
@@ -104,7 +104,7 @@ class WebhookServer:
         certificate: Certificate,
         *,
         paths: Collection[str],
-        recall: Recall = lambda _path, _request: None,
+        known: Known,
         address: str = "",
         port: int = 9443,
         clients: Clients | None = None,
@@ -114,7 +114,7 @@ class WebhookServer:
     ) -> None:
         self._certificate = certificate
         self._paths = frozenset(paths)
-        self._recall = recall
+        self._known = known
         self._address = address
         self._port = port
         self._clients = clients
@@ -215,19 +215,20 @@ class WebhookServer:
             review = _parse(body)
             with self._holding(caller, review["request"], 0 if is_large else len(body)):
                 del body
-                if (known := self._recall(path, review["request"])) is not None:
-                    return _answer(review, known)
-                spent = asyncio.get_running_loop().time() - started
-                mine = Exchange(
-                    review["request"],
-                    budget=max(0.0, budget - spent),
-                    limit=max(0.0, (budget + timeout) / 2 - spent),
-                )
-                exchange.set(mine)
-                await dispatch(_outline(review), webhook=path, headers={}, sslpeer={})
-        if mine.verdict is None:  # then kopf allows what nobody has looked at
+                verdict = self._known(path, review["request"])
+                if verdict is None:
+                    spent = asyncio.get_running_loop().time() - started
+                    mine = Exchange(
+                        review["request"],
+                        budget=max(0.0, budget - spent),
+                        limit=max(0.0, (budget + timeout) / 2 - spent),
+                    )
+                    exchange.set(mine)
+                    await dispatch(_outline(review), webhook=path, headers={}, sslpeer={})
+                    verdict = mine.verdict
+        if verdict is None:  # then kopf allows what nobody has looked at
             raise BadReview("nobody has decided")
-        return _answer(review, mine.verdict)
+        return _told(verdict, review)
 
     @asynccontextmanager
     async def _taking_in(self, *, until: float) -> AsyncIterator[None]:
@@ -367,7 +368,7 @@ def _timeout(text: str) -> float:
     return seconds if seconds and "".join(part[0] for part in parts) == text else TIMEOUT
 
 
-def _answer(review: Any, verdict: Verdict) -> dict[str, Any]:
+def _told(verdict: Verdict, review: Any) -> dict[str, Any]:
     """The AdmissionReview (admission.k8s.io/v1) that says so."""
     response: dict[str, Any] = {"uid": review["request"]["uid"], "allowed": verdict.allowed}
     if not verdict.allowed:

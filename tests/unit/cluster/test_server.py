@@ -30,7 +30,7 @@ from fakes.clock import FakeClock
 from fakes.ledger import FakeLedger
 from tagpin.app.serve import PODS, NoMemories
 from tagpin.certificates import issue_ca, issue_serving
-from tagpin.cluster.admission import PATHS, Reviewer
+from tagpin.cluster.admission import PATHS, Observer, Reviewer
 from tagpin.cluster.clients import RECHECK, Clients
 from tagpin.cluster.context import LiveContext
 from tagpin.cluster.listener import USUAL, Caller, Limits, Rejection
@@ -41,6 +41,7 @@ from tagpin.pinning import Access, Pinner, Resolution
 from tagpin.pins import Source
 from tagpin.policy import Rules
 from tagpin.reference import Digest, Reference
+from tagpin.revision import CONTROLLER_MANAGER, kinds
 from tagpin.verdict import Admission, Late, Verdict
 
 DIGEST = Digest.parse("sha256:" + "1" * 64)
@@ -140,7 +141,9 @@ async def running(
     per_namespace: int = 32,
     limits: Limits = USUAL,
     paths: Sequence[str] = PATHS,
-    recalls: bool = True,
+    knows: bool = True,
+    dispatch: Any = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[Webhook]:
     certificate = Certificate(clients)
     async with aiohttp.ClientSession() as session:
@@ -157,12 +160,15 @@ async def running(
             per_namespace=per_namespace,
         )
         decisions: list[tuple[Admission, Verdict]] = []
-        observe = [lambda one, two, _seconds: decisions.append((one, two))]
-        reviewer = Reviewer(pinner, observe)
+
+        def observe(one: Admission, two: Verdict, _seconds: float) -> None:
+            decisions.append((one, two))
+
+        reviewer = Reviewer(pinner, [*observers, observe])
         server = WebhookServer(
             certificate,
             paths=paths,
-            **({"recall": reviewer.recall} if recalls else {}),
+            known=reviewer.known if knows else lambda *_: None,
             address="127.0.0.1",
             port=free_port,
             clients=clients,
@@ -179,7 +185,7 @@ async def running(
         reviewer.register(handlers)
         insights = Insights()
         insights.webhook_resources.add(PODS)
-        dispatch = partial(
+        dispatch = dispatch or partial(
             serve_admission_request,
             settings=kopf.OperatorSettings(),
             memories=NoMemories(),
@@ -263,38 +269,85 @@ async def test_the_path_is_the_mode(webhook: Webhook) -> None:
 
 
 async def test_what_no_handler_has_looked_at_is_not_let_in(unused_tcp_port: int) -> None:
-    async with running(unused_tcp_port, paths=["pin", "sign"]) as webhook:
+    async with running(unused_tcp_port, paths=["pin", "sign"], knows=False) as webhook:
         status, text, _ = await webhook.post("/sign", review())
 
     assert (status, text) == (400, "nobody has decided\n")
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "known",
-    [
-        pytest.param(pod(f"nginx:1@{DIGEST}", f"redis@{DIGEST}"), id="digests"),
-        pytest.param(pod("Nginx", f"redis@{DIGEST}"), id="no reference"),
-        pytest.param({"metadata": {}}, id="no container"),
-        pytest.param({"metadata": {"deletionTimestamp": "2026-11-24T09:00:00Z"}}, id="going away"),
+OF_A_REVISION = pod(
+    "nginx:1",
+    labels={"pod-template-hash": "5d4f"},
+    ownerReferences=[
+        {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "name": "web-5d4f",
+            "uid": "uid-of-web-5d4f",
+            "controller": True,
+        }
     ],
 )
-async def test_kopf_and_whoever_is_behind_it_are_not_asked_for_what_is_known(
-    unused_tcp_port_factory: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-    path: str,
-    known: dict[str, Any],
-) -> None:
-    asked = review(object=known)
-    async with running(unused_tcp_port_factory(), recalls=False) as webhook:
-        by_kopf = await webhook.post(f"/{path}", asked)
-    monkeypatch.delattr(Pinner, "admit")
+KNOWN: dict[str, dict[str, Any]] = {
+    "recorded": {"object": OF_A_REVISION, "userInfo": {"username": CONTROLLER_MANAGER[0]}},
+    "digests": {"object": pod(f"nginx:1@{DIGEST}", f"redis@{DIGEST}")},
+    "dry run": {"object": pod(f"nginx:1@{DIGEST}"), "dryRun": True},
+    "no reference": {"object": pod("Nginx", f"redis@{DIGEST}")},
+    "no container": {"object": {"metadata": {}}},
+    "going away": {"object": pod("nginx:1", deletionTimestamp="2026-11-24T09:00:00Z")},
+    "exempt": {"object": pod("nginx:1"), "namespace": "kube-system"},
+    "update": {
+        "object": pod(f"redis@{DIGEST}", labels={"a": "b"}),
+        "operation": "UPDATE",
+        "oldObject": pod(f"nginx@{DIGEST}"),
+    },
+}
 
-    async with running(unused_tcp_port_factory()) as webhook:
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", KNOWN)
+async def test_what_is_known_is_answered_without_kopf_as_by_way_of_it(
+    unused_tcp_port_factory: Callable[[], int], path: str, name: str
+) -> None:
+    asked, pinner = review(**KNOWN[name]), remembering()
+    async with running(unused_tcp_port_factory(), pinner=pinner, knows=False) as webhook:
+        await webhook.post("/pin", asked)  # there is a record from then on
+        by_kopf = await webhook.post(f"/{path}", asked)
+        decided = webhook.decisions[-1]
+
+    async with running(unused_tcp_port_factory(), pinner=pinner, dispatch=no_kopf) as webhook:
         at_once = await webhook.post(f"/{path}", asked)
 
     assert at_once[:2] == by_kopf[:2]
-    assert len(webhook.decisions) == 1
+    assert webhook.decisions == [decided]
+
+
+async def test_a_pod_of_a_recorded_revision_gets_what_is_recorded(unused_tcp_port: int) -> None:
+    asked = KNOWN["recorded"]
+    async with running(unused_tcp_port, pinner=remembering()) as webhook:
+        first = await webhook.review("/pin", **asked)
+        second = await webhook.review("/pin", **asked)
+
+    image, added = patch(second)
+    assert image["value"] == f"nginx:1@{DIGEST}"
+    assert json.loads(added["value"]["tagpin.dev/pins"])["c0"]["source"] == "ledger"
+    assert first["auditAnnotations"]["revision"] == second["auditAnnotations"]["revision"]
+    assert "warnings" not in second
+
+
+def remembering() -> Pinner:
+    return Pinner(
+        OneDigest(),
+        NoSecrets(),
+        FakeLedger(remembers=True),
+        rules=Rules(untouched=frozenset({"kube-system"})),
+        kinds=kinds(),
+        now=lambda: datetime.now(UTC),
+    )
+
+
+async def no_kopf(*_: object, **__: object) -> Any:
+    raise AssertionError("this must not get to kopf")
 
 
 async def test_a_known_refusal_carries_its_reason(webhook: Webhook) -> None:
@@ -305,15 +358,48 @@ async def test_a_known_refusal_carries_its_reason(webhook: Webhook) -> None:
     assert "(invalid_reference)" in response["status"]["message"]
 
 
+class Faulty(Pinner):
+    """It has a fault in what need not be asked for."""
+
+    def known(self, admission: Admission) -> Verdict | None:
+        raise ZeroDivisionError(admission.namespace)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/audit", True), ("/pin", True), ("/enforce", False)]
+)
 async def test_a_fault_in_what_is_known_is_decided_by_the_mode(
-    webhook: Webhook, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture, path: str, allowed: bool
 ) -> None:
-    monkeypatch.setattr(Pinner, "known", lambda *_: 1 / 0)
+    faulty = Faulty(
+        OneDigest(),
+        NoSecrets(),
+        FakeLedger(),
+        rules=Rules(),
+        kinds={},
+        now=lambda: datetime.now(UTC),
+    )
+    async with running(unused_tcp_port, pinner=faulty) as webhook:
+        response = await webhook.review(path, object=pod(f"nginx@{DIGEST}"))
 
-    response = await webhook.review("/enforce", object=pod(f"nginx@{DIGEST}"))
-
-    assert response["allowed"] is False
+    assert response["allowed"] is allowed
     assert caplog.text.count("a decision failed; please report this") == 1
+    assert len(webhook.decisions) == 1
+
+
+@pytest.mark.parametrize("image", ["nginx:1", f"nginx@{DIGEST}"])
+async def test_a_decision_stands_that_could_not_be_told_of(
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture, image: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with running(unused_tcp_port, observers=[fail]) as webhook:
+        response = await webhook.review("/pin", object=pod(image))
+
+    assert response["allowed"] is True
+    assert str(DIGEST) in json.dumps(response["auditAnnotations"])
+    assert "a decision could not be told of" in caplog.text
     assert len(webhook.decisions) == 1
 
 
@@ -548,6 +634,9 @@ class Endless(Pinner):
 
     def __init__(self) -> None:
         self.was_cancelled = False
+
+    def known(self, admission: Admission) -> Verdict | None:
+        return None
 
     async def admit(self, admission: Admission, *, budget: float | None = None) -> Verdict:
         try:
