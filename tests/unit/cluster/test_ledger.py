@@ -404,6 +404,20 @@ class TestLookingUp:
         api.store_record(WEB, SIDECAR)
         assert await record_of(ledger) == {"web:1": WEB, "sidecar:1": SIDECAR}
 
+    async def test_an_owner_is_read_again_though_its_record_was_written_since(
+        self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock
+    ) -> None:
+        await ledger.write(REVISION, [WEB], within=ROOM)
+        await record_of(ledger)
+        clock.advance(TTL / 2)
+        await ledger.write(REVISION, [SIDECAR], within=ROOM)
+        clock.advance(TTL / 2 + 1)
+        api.asked.clear()
+
+        assert ledger.recent(CLAIM) is None
+        assert await record_of(ledger) == {"web:1": WEB, "sidecar:1": SIDECAR}
+        assert api.asked == ["GET replicasets"]
+
     async def test_how_records_are_read_is_told(
         self, api: FakeApi, ledger: ClusterLedger, clock: FakeClock, reads: list[Use]
     ) -> None:
