@@ -2,7 +2,8 @@
 
 kopf's own server limits bodies to 1 MiB, answers `allowed: true` on unknown paths and drops
 its listener when a certificate changes; and kopf's patches, diffs of whole pods, would cost
-most of a request. So the answer travels beside kopf, in an `Exchange`.
+most of a request. So what is known is answered without kopf, and what it hands to a handler is
+answered beside it, in an `Exchange`.
 """
 
 import asyncio
