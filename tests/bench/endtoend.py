@@ -126,7 +126,7 @@ class _Bench:
             "registry_requests": float(len(registry.requests) - asked),
             "api_requests": float(sum(each.namespace == namespace for each in ours)),
         } | {f"{name}_cpu_us": seconds / self._pods * 1e6 for name, seconds in used.items()}
-        self._delete(case, sets)
+        self._delete(case)
         return figures
 
     def _replica_sets(self, case: Case, name: str, count: int) -> list[Object]:
@@ -160,17 +160,13 @@ class _Bench:
         request = self._api_server.ask("POST", self._path(case), json.dumps(pod).encode())
         return Order(request, check=check)
 
-    def _delete(self, case: Case, sets: Sequence[Object]) -> None:
-        pods = [f"{self._path(case)}/web-{number}" for number in range(self._pods)]
-        owners = [
-            f"/apis/apps/v1/namespaces/{case.namespace.name}/replicasets/{each['metadata']['name']}"
-            for each in sets
-        ]
+    def _delete(self, case: Case) -> None:
+        sets = f"/apis/apps/v1/namespaces/{case.namespace.name}/replicasets"
         orders = [
             Order(self._api_server.ask("DELETE", f"{path}?gracePeriodSeconds=0"), creating.OK)
-            for path in pods + owners
+            for path in (self._path(case), sets)
         ]
-        creating.carry_out(self._api_server, orders, clients=CLIENTS)
+        creating.carry_out(self._api_server, orders, clients=1)
 
     def _path(self, case: Case) -> str:
         return f"/api/v1/namespaces/{case.namespace.name}/pods"
