@@ -122,6 +122,9 @@ def _plot_rows(founds: Iterable[Found], word: str, figure: str, file: Path) -> N
     axes.set_yticks([at + 0.4 - height / 2 for at in range(len(scenarios))], scenarios)
     axes.invert_yaxis()
     axes.set_xlabel(COLUMNS[figure])
+    figures = [row.figures[figure] for row in rows]
+    if max(figures) > 100 * min(figures) > 0:
+        axes.set_xscale("log")
     axes.margins(x=0.12, y=0.01)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     plt.savefig(file, dpi=120)
