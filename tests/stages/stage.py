@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-RECORD_TTL = "10ms"
+RECORD_TTL = "0s"
 """Shorter than tagpin's own 60 s, so that a record comes from the cluster, not from memory."""
 
 
