@@ -361,6 +361,9 @@ async def test_a_known_refusal_carries_its_reason(webhook: Webhook) -> None:
 class Faulty(Pinner):
     """It has a fault in what need not be asked for."""
 
+    def __init__(self) -> None:
+        pass  # and gets no further
+
     def known(self, admission: Admission) -> Verdict | None:
         raise ZeroDivisionError(admission.namespace)
 
@@ -371,15 +374,7 @@ class Faulty(Pinner):
 async def test_a_fault_in_what_is_known_is_decided_by_the_mode(
     unused_tcp_port: int, caplog: pytest.LogCaptureFixture, path: str, allowed: bool
 ) -> None:
-    faulty = Faulty(
-        OneDigest(),
-        NoSecrets(),
-        FakeLedger(),
-        rules=Rules(),
-        kinds={},
-        now=lambda: datetime.now(UTC),
-    )
-    async with running(unused_tcp_port, pinner=faulty) as webhook:
+    async with running(unused_tcp_port, pinner=Faulty()) as webhook:
         response = await webhook.review(path, object=pod(f"nginx@{DIGEST}"))
 
     assert response["allowed"] is allowed
