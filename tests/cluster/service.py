@@ -169,7 +169,9 @@ class Service:
                     group.create_task(self._pump(endpoint, reader, there))
                     group.create_task(self._pump(endpoint, answers, writer))
         except* OSError:
-            pass  # whoever is left at the other end sees it
+            # Whoever is left at the other end sees it: but not of a node that has gone.
+            if endpoint is not None:
+                await self._pass(endpoint)
         finally:
             if endpoint is not None:
                 self._open[endpoint] -= 1

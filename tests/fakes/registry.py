@@ -169,7 +169,12 @@ class FakeRegistry:
     async def stop(self) -> None:
         """Stop listening and drop every connection."""
         if self._runner is not None:
+            handlers = self._runner.server.connections if self._runner.server else []
+            transports = [each.transport for each in handlers if each.transport]
             await self._runner.cleanup()
+            # One of TLS is closed when the other side has said so as well, which may have gone.
+            for each in transports:
+                each.abort()
             self._runner = None
 
     async def __aenter__(self) -> Self:
