@@ -221,8 +221,9 @@ class Replica:
         }
         token = self._control_plane.token(SYSTEM, "tagpin")
         drain = {
-            # As long as it takes a Service to notice, if there is one.
-            "TAGPIN_DRAIN": f"{5 * PERIOD}s" if self._service else "100ms",
+            # If there is a Service: until that has noticed, and until whoever creates one pod
+            # after the other has asked once more on every connection, however slowly.
+            "TAGPIN_DRAIN": f"{20 * PERIOD}s" if self._service else "100ms",
         }
         if any("drain:" in each for each in self._configuration.values()):
             drain = {}
