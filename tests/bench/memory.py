@@ -24,8 +24,8 @@ from cluster.programs import LOOPBACK
 MANY = 10_000
 FEW = 10
 NAMESPACES = 20
-CLIENTS = 32
-"""As many as one namespace may have under way; they are spread over all."""
+CLIENTS = 16
+"""Each takes a connection here and one to the API server, which take memory of their own."""
 ROUNDS, REVIEWS = 9, 1000
 BUSY = 8
 """Connections, where the cost of a review is measured."""
