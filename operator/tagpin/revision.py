@@ -7,7 +7,6 @@ with the objects that it names.
 
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -162,7 +161,7 @@ def claim(pod: Pod, *, namespace: str, user: str, known: Kinds) -> Claim | None:
         return None
     if not kind.may_request(user):
         raise Unproven(f"the pods of a {owner.kind} are not created by {workload.shown(user)}")
-    made = Claim(sys.intern(namespace), owner, kind, label, template_hash)
+    made = Claim(namespace, owner, kind, label, template_hash)
     names = (namespace, owner.name, made.history or owner.name)
     is_fit = all(map(workload.is_object_name, names)) and len(owner.uid) <= MAX_UID
     if not is_fit or not _LABEL_VALUE.fullmatch(template_hash):

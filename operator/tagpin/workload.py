@@ -5,7 +5,6 @@ another type. What is not as it should be is passed over here, and refused there
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +16,18 @@ MAX_SHOWN = 80
 
 _OBJECT_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 _CONTAINER_LISTS = ("containers", "initContainers", "ephemeralContainers")
+
+_COMMON = {
+    text: text
+    for text in (
+        *("apps/v1", "ReplicaSet", "Deployment", "StatefulSet", "DaemonSet"),
+        *("batch/v1", "Job", "CronJob"),
+        *("argoproj.io/v1alpha1", "Rollout"),
+    )
+}
+"""Texts that thousands of remembered revisions have in common. They are not interned: whoever
+creates pods chooses them, and some versions of Python 3.12 never let go of those
+(python/cpython#113993)."""
 
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 NODES_GROUP = "system:nodes"
@@ -55,9 +66,8 @@ class Owner:
         """Read an entry of `metadata.ownerReferences`."""
         of = reference.get
         return cls(
-            # A few kinds are the owners of thousands of revisions that are remembered.
-            sys.intern(_text(of("apiVersion"))),
-            sys.intern(_text(of("kind"))),
+            _shared(of("apiVersion")),
+            _shared(of("kind")),
             _text(of("name")),
             _text(of("uid")),
         )
@@ -183,3 +193,8 @@ def _list(value: object) -> list[Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _shared(value: object) -> str:
+    text = _text(value)
+    return _COMMON.get(text, text)

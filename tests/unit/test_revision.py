@@ -1,6 +1,7 @@
 """Revisions: what a pod may claim, and what the cluster must bear out."""
 
 import re
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -362,6 +363,15 @@ def test_an_owners_name_that_is_none_leads_nowhere(owner: Owner, name: str) -> N
 
     with pytest.raises(Unproven, match="by what is no name in Kubernetes"):
         claim_of(pod)
+
+
+def test_no_name_of_a_claim_is_interned() -> None:
+    """Some versions of Python never let go of that, and whoever can post a review makes it up."""
+    pod = pod_of(REPLICA_SET, pod_template_hash="5d4f")
+    namespaces = [f"{beginning}-up" for beginning in ("made", "made")]
+    made = claim(pod, namespace=namespaces[0], user=MANAGER, known=KNOWN)
+    assert made is not None
+    assert made.namespace is not sys.intern(namespaces[1])
 
 
 @pytest.mark.parametrize("namespace", ["", "..", "a/b", "Shop"])

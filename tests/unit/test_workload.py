@@ -1,5 +1,7 @@
 """What is read out of a pod, however the pod is shaped."""
 
+import json
+import sys
 from typing import Any
 
 import pytest
@@ -282,6 +284,28 @@ def test_an_owner_that_is_no_controller_is_none(controller: Any) -> None:
     pod = {"metadata": {"ownerReferences": [{**owner_reference(), "controller": controller}]}}
 
     assert workload.controller(pod) is None
+
+
+def test_what_an_owner_says_is_not_interned() -> None:
+    """Some versions of Python never let go of that, and whoever creates pods makes it up."""
+    owner = Owner.from_reference({"apiVersion": made_up("v"), "kind": made_up("k")})
+    assert owner.api_version is not sys.intern(made_up("v"))
+    assert owner.kind is not sys.intern(made_up("k"))
+
+
+def test_what_many_owners_say_is_one_object() -> None:
+    """Of two JSON texts: those share nothing."""
+    first, second = (
+        Owner.from_reference(json.loads('{"apiVersion": "apps/v1", "kind": "Deployment"}'))
+        for _ in range(2)
+    )
+    assert first.api_version is second.api_version
+    assert first.kind is second.kind
+
+
+def made_up(beginning: str) -> str:
+    """A text of which there is no other object."""
+    return f"{beginning}-made-up"
 
 
 def test_an_owner_of_wrong_types_is_read_as_empty_texts() -> None:
