@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -198,9 +199,11 @@ async def running(
         while not server.is_listening:
             await asyncio.sleep(0.01)
             assert not serving.done(), serving
-        yield webhook
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        try:
+            yield webhook
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
 
 
 async def _serve(server: WebhookServer, dispatch: Any) -> None:
@@ -664,7 +667,8 @@ async def test_a_decision_that_overruns_is_cut_and_the_mode_decides(
         ((_, verdict),) = webhook.decisions
         assert verdict.late is Late.OVERDUE
         assert verdict.notices
-        assert "a decision was cut after 0.75 s" in caplog.text
+        # 0.75 s after the request began to arrive
+        assert re.search(r"a decision was cut after 0\.[67]\d s", caplog.text)
 
 
 # Crowds
