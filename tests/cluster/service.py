@@ -23,6 +23,8 @@ from cluster.programs import LOOPBACK
 # Seconds between two looks at an endpoint, and how long it may take to answer.
 PERIOD = 0.1
 PATIENCE = 1.0
+BRIEFLY = 0.05
+"""Seconds, at the end, for the event loop to do what it has begun."""
 
 
 class Endpoint(NamedTuple):
@@ -51,6 +53,7 @@ class Service:
         """Seconds for which it sends on to an endpoint that is not ready any more."""
         self.port: int = self._listener.getsockname()[1]
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forwarding: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Event
         self._started = threading.Event()
@@ -116,7 +119,7 @@ class Service:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        server = await asyncio.start_server(self._forward, sock=self._listener)
+        server = await asyncio.start_server(self._accept, sock=self._listener)
         self._started.set()
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
         # As a kubelet, which keeps no connection: it would have to be waited for when a pod ends.
@@ -124,9 +127,14 @@ class Service:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as client:
             watching = asyncio.create_task(self._watch(client))
             await self._ended.wait()
+            # asyncio forgets to close what it has accepted just before a server is closed.
+            self._loop.remove_reader(self._listener)
+            await asyncio.sleep(BRIEFLY)
             server.close()
+            for each in (watching, *self._forwarding):
+                each.cancel()
             self._abort()
-            watching.cancel()
+            await asyncio.sleep(BRIEFLY)
 
     async def _watch(self, client: aiohttp.ClientSession) -> None:
         """Look at all endpoints, each in a task of its own: one may be slow to answer."""
@@ -152,9 +160,14 @@ class Service:
                 self._ready.discard(endpoint)
             await asyncio.sleep(PERIOD)
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        task = asyncio.create_task(self._forward(reader, writer))
+        self._forwarding.add(task)
+        task.add_done_callback(self._forwarding.discard)
+
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = {writer}
-        self._writers.add(writer)
         endpoint = self._next()
         if endpoint is not None:
             self._opened[endpoint] += 1
