@@ -1,6 +1,7 @@
 """A small internet on loopback: 127.1/16 is public, 127.2/16 private, 127.3/16 blocked."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -39,6 +40,14 @@ ADDRESSES = {
 }
 
 
+def _free_port() -> int:
+    """One that is free at every address: tests want it at others than their first registry's."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Net:
     """Registries by name, all on one port, and a client that may reach some of them."""
 
@@ -58,7 +67,7 @@ class Net:
         """A registry at the address of `name`, whose realm is on that name."""
         registry = FakeRegistry(
             host=ADDRESSES[name],
-            port=self.port if port is None else port,
+            port=(self.port or _free_port()) if port is None else port,
             tls=self.tls if tls else None,
             **settings,
         )
