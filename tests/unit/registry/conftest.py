@@ -1,7 +1,6 @@
 """A small internet on loopback: 127.1/16 is public, 127.2/16 private, 127.3/16 blocked."""
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.authority import Authority
+from cluster.programs import free_ports
 from fakes.clock import FakeClock
 from fakes.names import FakeNames
 from fakes.registry import FakeRegistry
@@ -40,14 +40,6 @@ ADDRESSES = {
 }
 
 
-def _free_port() -> int:
-    """One that is free at every address: tests want it at others than their first registry's."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Net:
     """Registries by name, all on one port, and a client that may reach some of them."""
 
@@ -67,7 +59,8 @@ class Net:
         """A registry at the address of `name`, whose realm is on that name."""
         registry = FakeRegistry(
             host=ADDRESSES[name],
-            port=(self.port or _free_port()) if port is None else port,
+            # One that is free at 127.0.0.1, where tests want it besides.
+            port=(self.port or free_ports(1)[0]) if port is None else port,
             tls=self.tls if tls else None,
             **settings,
         )
